@@ -1,0 +1,62 @@
+// activation_grad: dx = f'(x) · dy, element by element
+//
+//   x   [LEN], or [batch, LEN] if BATCHED
+//   dy  of the same shape
+//   dx  of the same shape
+//
+// One invocation computes one element. Dispatch: ceil(elements / 256) workgroups.
+// CPU twin: `ActivationGrad::reference` in src/ops/activation.rs.
+
+override LEN: u32;
+override BATCHED: bool;
+override FUNCTION: u32; // 0 relu, 1 leaky relu, 2 sigmoid, 3 tanh, 4 gelu
+override SLOPE: f32 = 0.0; // of leaky relu below 0
+
+const LANES = 256u;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> dy: array<f32>;
+@group(0) @binding(2) var<storage, read_write> dx: array<f32>;
+var<immediate> batch: u32;
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * LANES + lane;
+    if i < select(LEN, LEN * batch, BATCHED) {
+        dx[i] = derivative(x[i]) * dy[i];
+    }
+}
+
+fn derivative(v: f32) -> f32 {
+    switch FUNCTION {
+        case 0u: {
+            return select(1.0, 0.0, v <= 0.0);
+        }
+        case 1u: {
+            return select(1.0, SLOPE, v <= 0.0);
+        }
+        case 2u: {
+            let e = exp(-abs(v)); // the derivative is even, and this cannot overflow
+            return e / ((1.0 + e) * (1.0 + e));
+        }
+        case 3u: {
+            let e = exp(-2.0 * abs(v));
+            return 4.0 * e / ((1.0 + e) * (1.0 + e));
+        }
+        default: {
+            return 0.5 * erfc(-v * 0.70710678) + v * 0.39894228 * exp(-0.5 * v * v);
+        }
+    }
+}
+
+// The complementary error function by Abramowitz & Stegun 7.1.26; absolute error below 1.5e-7.
+fn erfc(v: f32) -> f32 {
+    let a = abs(v);
+    let t = 1.0 / (1.0 + 0.3275911 * a);
+    let tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))) * exp(-a * a);
+    return select(tail, 2.0 - tail, v < 0.0);
+}

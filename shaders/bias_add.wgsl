@@ -1,0 +1,31 @@
+// bias_add: y[…, c] = x[…, c] + bias[c]
+//
+//   x     [LEN], or [batch, LEN] if BATCHED; LEN is a multiple of CHANNELS
+//   bias  [CHANNELS]
+//   y     of the shape of x
+//
+// One invocation computes one element. Dispatch: ceil(elements / 256) workgroups.
+// CPU twin: `BiasAdd::reference` in src/ops/bias.rs.
+
+override LEN: u32;
+override BATCHED: bool;
+override CHANNELS: u32;
+
+const LANES = 256u;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> bias: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+var<immediate> batch: u32;
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * LANES + lane;
+    if i < select(LEN, LEN * batch, BATCHED) {
+        y[i] = x[i] + bias[i % CHANNELS];
+    }
+}

@@ -1,0 +1,8 @@
+//! The CPU's kernels, as `shaders/` holds the GPU's: what the CPU executor runs, held to the operators' references.
+//!
+//! Work is cut into blocks whose sizes do not depend on the number of threads, and every sum has one order: the same inputs
+//! give the same bits on any number of threads.
+
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
+pub(crate) mod reduce;

@@ -1,0 +1,269 @@
+//! The vocabulary: what an operator is, and the list of those there are.
+//!
+//! An operator is one type that implements [`Rules`]: its shape rule, its gradient, the plain reference that judges it, its
+//! CPU kernel (`src/kernels/`) and the launch of its WGSL kernel (`shaders/`). The graph, autodiff, the planner and the
+//! executors know operators through this trait alone, so a new one is a file here, a kernel, and a word in the list below.
+//! A user's own operator implements the same trait and enters a graph as [`Op::Custom`].
+
+pub mod activation;
+pub mod arithmetic;
+pub mod bias;
+pub mod matmul;
+mod operators;
+pub mod reduce;
+pub mod reshape;
+
+use std::fmt;
+
+pub use operators::*;
+
+use crate::error::Result;
+use crate::graph::{Graph, TensorId};
+use crate::shape::{DType, TensorType};
+
+/// Workgroups a kernel is dispatched with, as a function of the batch: `ceil((fixed + per_image · batch) / tile) · times`.
+///
+/// The count is one number; where it passes the 65,535 that a dispatch allows in one direction, the executor folds it into a
+/// second one. A kernel finds its place with `workgroup_id.x + workgroup_id.y * num_workgroups.x` and must ignore the few
+/// workgroups past the count that folding can add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workgroups {
+    /// Items there are at any batch.
+    pub fixed: usize,
+    /// Items each image adds.
+    pub per_image: usize,
+    /// Items one workgroup takes.
+    pub tile: usize,
+    /// Workgroups for each such tile (tiles of the other axes, slices).
+    pub times: usize,
+}
+
+impl Workgroups {
+    /// One workgroup for every `tile` elements of a tensor.
+    pub fn over(ty: TensorType, tile: usize) -> Self {
+        let len = ty.shape.inner_len();
+        let (fixed, per_image) = if ty.shape.is_batched() { (0, len) } else { (len, 0) };
+        Self { fixed, per_image, tile, times: 1 }
+    }
+
+    /// The same number whatever the batch.
+    pub fn fixed(count: usize) -> Self {
+        Self { fixed: count, per_image: 0, tile: 1, times: 1 }
+    }
+
+    /// The count at this batch.
+    pub fn count(&self, batch: usize) -> usize {
+        (self.fixed + self.per_image * batch).div_ceil(self.tile) * self.times
+    }
+}
+
+/// A WGSL program: valid WGSL as it stands, entry point `main`, `var<immediate> batch: u32`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The file's stem; names the pipeline in profiles and errors.
+    pub name: &'static str,
+    /// The text.
+    pub source: &'static str,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kernel({})", self.name)
+    }
+}
+
+/// The kernel `shaders/NAME.wgsl` of this crate.
+macro_rules! kernel {
+    ($name:literal) => {
+        $crate::ops::Kernel { name: $name, source: include_str!(concat!("../../shaders/", $name, ".wgsl")) }
+    };
+}
+pub(crate) use kernel;
+
+/// One dispatch to be. Bindings follow the operands: inputs from 0, the output last, all in group 0; an operand named by
+/// [`Rules::updates`] is bound `read_write`, every other input `read`.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The program.
+    pub kernel: Kernel,
+    /// Values of its `override` constants. A name the program does not have is an error when the pipeline is made.
+    pub constants: Vec<(&'static str, f64)>,
+    /// How many workgroups.
+    pub workgroups: Workgroups,
+}
+
+/// An operand as the reference sees it: f64, row-major, whatever the element type.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// Every extent, the batch filled in.
+    pub extents: Vec<usize>,
+    /// The elements. Empty where the operand is among [`Rules::updates`]: then it comes in [`Reference::updated`].
+    pub data: &'a [f64],
+}
+
+/// What [`Rules::reference`] works on.
+#[derive(Debug)]
+pub struct Reference<'a> {
+    /// Images in this run.
+    pub batch: usize,
+    /// The operands, in order.
+    pub inputs: Vec<View<'a>>,
+    /// The operands that [`Rules::updates`] names, in its order.
+    pub updated: Vec<&'a mut [f64]>,
+    /// The output, poisoned with NaN: every element is to be written. Empty for an operator that updates.
+    pub output: &'a mut [f64],
+}
+
+/// An operand of a CPU kernel: words in memory, read as its element type.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuView<'a> {
+    /// Its type.
+    pub ty: TensorType,
+    words: &'a [f32],
+    len: usize,
+}
+
+impl<'a> CpuView<'a> {
+    /// The first elements, at this batch, of a piece of memory.
+    pub fn new(ty: TensorType, batch: usize, words: &'a [f32]) -> Self {
+        Self { ty, words: &words[..ty.bytes(batch) / 4], len: ty.shape.len(batch) }
+    }
+
+    /// As floats.
+    pub fn f32(&self) -> &'a [f32] {
+        debug_assert_eq!(self.ty.dtype, DType::F32, "operand read as f32");
+        self.words
+    }
+
+    /// As unsigned integers.
+    pub fn u32(&self) -> &'a [u32] {
+        debug_assert_eq!(self.ty.dtype, DType::U32, "operand read as u32");
+        bytemuck::cast_slice(self.words)
+    }
+
+    /// As bytes.
+    pub fn u8(&self) -> &'a [u8] {
+        debug_assert_eq!(self.ty.dtype, DType::U8, "operand read as u8");
+        &bytemuck::cast_slice(self.words)[..self.len]
+    }
+
+    /// As f64, whatever they are.
+    pub fn to_f64(&self) -> Vec<f64> {
+        match self.ty.dtype {
+            DType::F32 => self.f32().iter().map(|&v| f64::from(v)).collect(),
+            DType::U32 => self.u32().iter().map(|&v| f64::from(v)).collect(),
+            DType::U8 => self.u8().iter().map(|&v| f64::from(v)).collect(),
+        }
+    }
+}
+
+/// What a CPU kernel works on. Runs inside the executor's own rayon pool.
+#[derive(Debug)]
+pub struct Cpu<'a> {
+    /// Images in this run.
+    pub batch: usize,
+    /// The operands, in order; those that are updated are empty here.
+    pub inputs: Vec<CpuView<'a>>,
+    /// The operands that [`Rules::updates`] names, in its order, as words.
+    pub updated: Vec<&'a mut [f32]>,
+    /// The output's words (bits of `u32` where that is its type). Empty for an operator that updates.
+    pub output: &'a mut [f32],
+    /// Scratch memory that keeps its size from step to step.
+    pub scratch: &'a mut Vec<f32>,
+}
+
+impl Cpu<'_> {
+    /// Runs the plain reference where there is no kernel: right, and slow.
+    pub(crate) fn by_reference(&mut self, rules: &dyn Rules, types: &[TensorType], output: TensorType) {
+        let mut updated: Vec<Vec<f64>> =
+            rules.updates().iter().zip(&self.updated).map(|(&i, words)| CpuView::new(types[i], self.batch, words).to_f64()).collect();
+        let operands: Vec<Vec<f64>> = self.inputs.iter().map(CpuView::to_f64).collect();
+        let inputs = operands.iter().zip(types).map(|(data, ty)| View { extents: ty.shape.extents(self.batch), data }).collect();
+        let mut result = vec![f64::NAN; if self.output.is_empty() { 0 } else { output.shape.len(self.batch) }];
+        rules.reference(&mut Reference {
+            batch: self.batch,
+            inputs,
+            updated: updated.iter_mut().map(Vec::as_mut_slice).collect(),
+            output: &mut result,
+        });
+        for ((&i, words), values) in rules.updates().iter().zip(&mut self.updated).zip(&updated) {
+            store(words, values, types[i].dtype);
+        }
+        store(self.output, &result, output.dtype);
+    }
+}
+
+/// Rounds reference values into memory of the given element type.
+pub(crate) fn store(words: &mut [f32], values: &[f64], dtype: DType) {
+    match dtype {
+        DType::F32 => words.iter_mut().zip(values).for_each(|(w, &v)| *w = v as f32),
+        DType::U32 => bytemuck::cast_slice_mut(words).iter_mut().zip(values).for_each(|(w, &v)| *w = v as u32),
+        DType::U8 => bytemuck::cast_slice_mut(words).iter_mut().zip(values).for_each(|(w, &v)| *w = v as u8),
+    }
+}
+
+/// `LEN` and `BATCHED` of a kernel that goes over the elements of one tensor: `len = select(LEN, LEN * batch, BATCHED)`.
+pub(crate) fn len_constants(ty: TensorType) -> Vec<(&'static str, f64)> {
+    vec![("LEN", ty.shape.inner_len() as f64), ("BATCHED", f64::from(ty.shape.is_batched()))]
+}
+
+/// Invocations of a workgroup in the kernels that go over elements.
+pub(crate) const LANES: usize = 256;
+
+/// All that an operator is.
+pub trait Rules: fmt::Debug + Send + Sync {
+    /// The operator's name in the field's words.
+    fn name(&self) -> &'static str;
+
+    /// Number of operands.
+    fn arity(&self) -> usize;
+
+    /// The output's type, or what does not fit. `inputs` has [`arity`](Self::arity) entries. An operator that updates checks its operands and returns the type of the
+    /// first it updates.
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType>;
+
+    /// Appends to `graph` the gradient of the loss for each input, given that for the output; `None` where there is none
+    /// (integers) or it is zero everywhere.
+    fn backward(&self, graph: &mut Graph, inputs: &[TensorId], output: TensorId, grad: TensorId) -> Result<Vec<Option<TensorId>>>;
+
+    /// The plain loop nest, in f64, that every other implementation is held to. Correct before anything else.
+    fn reference(&self, args: &mut Reference<'_>);
+
+    /// The CPU kernel. Returns false if the operator has none: then the CPU executor runs the reference.
+    fn cpu(&self, _args: &mut Cpu<'_>) -> bool {
+        false
+    }
+
+    /// The WGSL kernel with its constants and workgroups, for operands of these types.
+    fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch;
+
+    /// Operands that are changed in place. Such an operator has no output: it is an effect.
+    fn updates(&self) -> &[usize] {
+        &[]
+    }
+
+    /// The output is the first input's memory under another shape; nothing runs.
+    fn is_view(&self) -> bool {
+        false
+    }
+
+    /// The least and greatest value that operand `input` takes in the self-test and in generated tests. Integers are drawn
+    /// from the same range, both ends included.
+    fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
+        match inputs[input].dtype {
+            DType::F32 => (-1.0, 1.0),
+            DType::U32 => (0.0, 1.0),
+            DType::U8 => (0.0, 255.0),
+        }
+    }
+
+    /// How many rounded terms one output element sums at this batch: tolerances grow with its square root.
+    fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
+        1
+    }
+}
+
+/// The backward rule of operators that are themselves gradients.
+pub(crate) fn no_second_gradient(op: &'static str) -> Result<Vec<Option<TensorId>>> {
+    Err(crate::Error::invalid("the operator to differentiate", op, "one with a gradient (gradients of gradients are not supported)"))
+}
