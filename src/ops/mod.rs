@@ -129,6 +129,11 @@ impl<'a> CpuView<'a> {
         Self { ty, words: &words[..ty.bytes(batch) / 4], len: ty.shape.len(batch) }
     }
 
+    /// An operand that is updated, and so comes elsewhere.
+    pub(crate) fn empty(ty: TensorType) -> Self {
+        Self { ty, words: &[], len: 0 }
+    }
+
     /// As floats.
     pub fn f32(&self) -> &'a [f32] {
         debug_assert_eq!(self.ty.dtype, DType::F32, "operand read as f32");

@@ -1,0 +1,269 @@
+//! Which device: the adapters there are, which one a word like `auto` means, and opening it.
+
+use std::sync::{Arc, Mutex};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// What a user asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best hardware GPU that has what the kernels need, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU path.
+    Cpu,
+    /// The best hardware GPU, or an error.
+    Gpu,
+    /// The adapter of this index in [`adapters`], or whose name contains this text, whatever its kind.
+    Named(String),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.to_ascii_lowercase().as_str() {
+            "auto" => Self::Auto,
+            "cpu" => Self::Cpu,
+            "gpu" => Self::Gpu,
+            _ => Self::Named(text.to_owned()),
+        })
+    }
+}
+
+/// An adapter, as far as choosing one needs.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterSummary {
+    /// Its place in the list, a name for `--device`.
+    pub index: usize,
+    /// Its name.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// `vulkan`, `metal` or `dx12`.
+    pub backend: String,
+    /// The driver with its version.
+    pub driver: String,
+    /// Least and greatest subgroup size.
+    pub subgroup_size: [u32; 2],
+    /// Bytes one tensor can have.
+    pub max_tensor_bytes: u64,
+    /// Bytes of workgroup memory.
+    pub max_workgroup_bytes: u32,
+    /// Invocations of a workgroup.
+    pub max_invocations: u32,
+    /// Storage buffers of a kernel.
+    pub max_storage_buffers: u32,
+    /// Names of the features that kernels use or may come to use.
+    pub features: Vec<String>,
+    /// What every kernel needs and the adapter lacks; empty for one that can be used.
+    pub lacks: Vec<String>,
+}
+
+/// What the portable kernels need of an adapter.
+const INVOCATIONS: u32 = 256;
+const WORKGROUP_BYTES: u32 = 16 * 1024;
+const STORAGE_BUFFERS: u32 = 8;
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    // Validation layers check wgpu, not our kernels, and are seldom installed; WGPU_VALIDATION=1 asks for them.
+    descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+    wgpu::Instance::new(descriptor)
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()))
+}
+
+fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let wanted = [
+        ("immediates", wgpu::Features::IMMEDIATES),
+        ("timestamp-query", wgpu::Features::TIMESTAMP_QUERY),
+        ("timestamp-query-inside-passes", wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+        ("subgroup", wgpu::Features::SUBGROUP),
+        ("shader-f16", wgpu::Features::SHADER_F16),
+        ("pipeline-cache", wgpu::Features::PIPELINE_CACHE),
+    ];
+    let mut lacks = Vec::new();
+    if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
+        lacks.push("immediates of 4 bytes".to_owned());
+    }
+    for (what, found, needed) in [
+        ("invocations of a workgroup", limits.max_compute_invocations_per_workgroup, INVOCATIONS),
+        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES),
+        ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
+    ] {
+        if found < needed {
+            lacks.push(format!("{what}: found {found}, needed {needed}"));
+        }
+    }
+    AdapterSummary {
+        index,
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete",
+            wgpu::DeviceType::IntegratedGpu => "integrated",
+            wgpu::DeviceType::VirtualGpu => "virtual",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        },
+        backend: info.backend.to_str().to_owned(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        name: info.name,
+        subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
+        max_tensor_bytes: max_tensor_bytes(&limits),
+        max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+        max_invocations: limits.max_compute_invocations_per_workgroup,
+        max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        features: wanted.iter().filter(|(_, feature)| features.contains(*feature)).map(|(name, _)| (*name).to_owned()).collect(),
+        lacks,
+    }
+}
+
+/// The most bytes a storage buffer can have and be bound whole.
+pub(super) fn max_tensor_bytes(limits: &wgpu::Limits) -> u64 {
+    limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
+}
+
+/// Every adapter of the machine, in the driver's order.
+pub fn adapters() -> Vec<AdapterSummary> {
+    enumerate().iter().enumerate().map(|(i, adapter)| summary(i, adapter)).collect()
+}
+
+/// What a choice comes to, and why, without opening anything. `None` is the CPU.
+///
+/// # Errors
+/// [`Error::UnknownDevice`] if nothing matches.
+pub fn choose(choice: &DeviceChoice, adapters: &[AdapterSummary]) -> Result<(Option<usize>, String)> {
+    let unknown = |asked: &str| {
+        let names = adapters.iter().map(|adapter| format!("{}: {} ({})", adapter.index, adapter.name, adapter.kind));
+        Error::UnknownDevice { asked: asked.to_owned(), available: names.chain(["cpu".to_owned()]).collect() }
+    };
+    let rank = |adapter: &&AdapterSummary| ["discrete", "integrated", "virtual", "other"].iter().position(|kind| *kind == adapter.kind);
+    let hardware = adapters.iter().filter(|adapter| adapter.kind != "software" && adapter.lacks.is_empty()).min_by_key(rank);
+    match (choice, hardware) {
+        (DeviceChoice::Cpu, _) => Ok((None, "the CPU was asked for".to_owned())),
+        (DeviceChoice::Auto | DeviceChoice::Gpu, Some(gpu)) => {
+            Ok((Some(gpu.index), format!("the best hardware GPU: {}, {}", gpu.kind, gpu.backend)))
+        }
+        (DeviceChoice::Auto, None) => {
+            let software = adapters.iter().filter(|adapter| adapter.kind == "software").count();
+            let why =
+                format!("no hardware GPU found ({software} software adapter(s), used only when named): the CPU path is faster than those");
+            Ok((None, why))
+        }
+        (DeviceChoice::Gpu, None) => Err(unknown("gpu")),
+        (DeviceChoice::Named(name), _) => {
+            let wanted = name.to_lowercase();
+            let by_index = wanted.parse::<usize>().ok().and_then(|index| adapters.get(index));
+            let by_name = || adapters.iter().find(|adapter| adapter.name.to_lowercase().contains(&wanted));
+            let found = by_index.or_else(by_name).ok_or_else(|| unknown(name))?;
+            Ok((Some(found.index), format!("it matches {name:?}")))
+        }
+    }
+}
+
+/// Whether kernels run with the bounds checks that naga can add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Checks {
+    /// As written. Every kernel guards its own loads and stores.
+    #[default]
+    Off,
+    /// With clamped indices and bounded loops: slower, and the same results. The test suite runs both ways.
+    On,
+}
+
+/// An open GPU. Cheap to clone; executors made from one share it.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) name: String,
+    pub(super) checks: Checks,
+    /// Why the device was lost, once it was.
+    pub(super) lost: Arc<Mutex<Option<String>>>,
+    /// The first error that no scope caught.
+    pub(super) uncaught: Arc<Mutex<Option<String>>>,
+}
+
+impl Gpu {
+    /// Opens the adapter of this index in [`adapters`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if it lacks what every kernel needs, or the driver refuses.
+    pub fn open(index: usize, checks: Checks) -> Result<Self> {
+        let mut all = enumerate();
+        if index >= all.len() {
+            return Err(Error::UnknownDevice { asked: index.to_string(), available: all.iter().map(|a| a.get_info().name).collect() });
+        }
+        let adapter = all.swap_remove(index);
+        let summary = summary(index, &adapter);
+        if !summary.lacks.is_empty() {
+            return Err(Error::Unsupported { adapter: summary.name, lacks: summary.lacks.join("; ") });
+        }
+        let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("shadernet"),
+            required_features: wgpu::Features::IMMEDIATES | (adapter.features() & optional),
+            required_limits: adapter.limits(),
+            ..Default::default()
+        });
+        let (device, queue) =
+            pollster::block_on(request).map_err(|e| Error::Unsupported { adapter: summary.name.clone(), lacks: e.to_string() })?;
+        let gpu = Self::from_wgpu(device, queue, &summary.name, checks)?;
+        let lost = gpu.lost.clone();
+        gpu.device.set_device_lost_callback(move |reason, message| {
+            lock(&lost).get_or_insert_with(|| format!("{reason:?}: {message}"));
+        });
+        let uncaught = gpu.uncaught.clone();
+        gpu.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            log::error!("{error}");
+            lock(&uncaught).get_or_insert_with(|| error.to_string());
+        }));
+        Ok(gpu)
+    }
+
+    /// Works on a device that the host program opened, with `IMMEDIATES` among its features and `max_immediate_size` of at
+    /// least 4. The host keeps its own error and device-lost callbacks.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the device was opened with less than every kernel needs.
+    pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, name: &str, checks: Checks) -> Result<Self> {
+        let limits = device.limits();
+        if !device.features().contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
+            let lacks = format!("Features::IMMEDIATES with max_immediate_size 4: found {}", limits.max_immediate_size);
+            return Err(Error::Unsupported { adapter: name.to_owned(), lacks });
+        }
+        Ok(Self { device, queue, name: name.to_owned(), checks, lost: Arc::default(), uncaught: Arc::default() })
+    }
+
+    /// The adapter's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device below, for a host that shares it.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The queue below, for a host that shares it.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// An error if the device was lost, or failed outside any scope, since it was opened.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        let reason = lock(&self.lost).clone().or_else(|| lock(&self.uncaught).clone());
+        reason.map_or(Ok(()), |reason| Err(Error::DeviceLost { device: self.name.clone(), reason }))
+    }
+}
+
+/// What the mutex holds; a panic elsewhere cannot spoil a message.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,112 @@
+//! Executors: what runs a plan, and what they all promise.
+//!
+//! Running a plan decides nothing: kernels, memory and order are the plan's. [`cpu`] is the product's path for machines
+//! without a GPU, [`gpu`] replays the WGSL kernels, and [`reference`](mod@reference) runs the operators' plain loop nests that judge both.
+
+pub mod cpu;
+pub mod gpu;
+pub mod reference;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::graph::{Init, Role, TensorId};
+use crate::plan::{Operand, Plan};
+use crate::shape::{DType, TensorType};
+
+/// A plan that an executor has loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PlanId(usize);
+
+/// Runs plans of one graph. Leaves (inputs, parameters, state) are shared by all plans loaded into one executor.
+pub trait Executor: Send {
+    /// The device, as a person knows it.
+    fn device(&self) -> String;
+
+    /// The most bytes one tensor can have on this device.
+    fn max_tensor_bytes(&self) -> u64;
+
+    /// Allocates what the plan needs and makes its pipelines. Leaves that are new start as their roles say.
+    ///
+    /// # Errors
+    /// Memory the device does not have, a kernel it refuses, or a batched leaf that an earlier plan made too small.
+    fn load(&mut self, plan: Arc<Plan>) -> Result<PlanId>;
+
+    /// Writes a leaf: all of a fixed tensor, or a whole number of images, at most the capacity, of a batched one.
+    fn write(&mut self, tensor: TensorId, bytes: &[u8]) -> Result<()>;
+
+    /// Runs a plan once for each batch, in order. May return before the device is done; [`read`](Self::read) waits.
+    fn run(&mut self, plan: PlanId, batches: &[usize]) -> Result<()>;
+
+    /// Reads a root of the plan or a leaf, `batch` images of it if it is batched, after all runs so far.
+    fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>>;
+
+    /// Waits until every run so far is done.
+    fn wait(&mut self) -> Result<()>;
+
+    /// Fills the plan's slots with NaN, so that a value no kernel wrote shows. For tests.
+    fn poison(&mut self, plan: PlanId) -> Result<()>;
+
+    /// Bytes allocated on the device for leaves and slots.
+    fn allocated_bytes(&self) -> u64;
+}
+
+/// Writes floats, see [`Executor::write`].
+pub fn write_f32(exec: &mut dyn Executor, tensor: TensorId, values: &[f32]) -> Result<()> {
+    exec.write(tensor, bytemuck::cast_slice(values))
+}
+
+/// Writes integers, see [`Executor::write`].
+pub fn write_u32(exec: &mut dyn Executor, tensor: TensorId, values: &[u32]) -> Result<()> {
+    exec.write(tensor, bytemuck::cast_slice(values))
+}
+
+/// Reads floats, see [`Executor::read`].
+pub fn read_f32(exec: &mut dyn Executor, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<f32>> {
+    Ok(bytemuck::pod_collect_to_vec(&exec.read(plan, tensor, batch)?))
+}
+
+/// Reads integers, see [`Executor::read`].
+pub fn read_u32(exec: &mut dyn Executor, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u32>> {
+    Ok(bytemuck::pod_collect_to_vec(&exec.read(plan, tensor, batch)?))
+}
+
+/// Checks the length of what is to be written to a leaf; `allocated` is what it has room for.
+fn check_write(label: &str, ty: TensorType, allocated: usize, bytes: usize) -> Result<()> {
+    let whole = ty.shape.inner_len() * ty.dtype.size();
+    let fits = if ty.shape.is_batched() { whole > 0 && bytes.is_multiple_of(whole) && bytes <= allocated } else { bytes == whole };
+    if fits {
+        return Ok(());
+    }
+    let expected = if ty.shape.is_batched() { format!("images of {whole} bytes, {allocated} at most") } else { format!("{whole} bytes") };
+    Err(Error::invalid(format!("data for {label} {ty}"), format!("{bytes} bytes"), expected))
+}
+
+/// Checks the batches of a run against the plan.
+fn check_batches(plan: &Plan, batches: &[usize]) -> Result<()> {
+    match batches.iter().find(|&&batch| batch > plan.capacity()) {
+        Some(batch) => Err(Error::invalid("the batch of a run", batch, format!("at most the plan's capacity of {}", plan.capacity()))),
+        None => Ok(()),
+    }
+}
+
+/// Where to read a tensor, if it can be read at this batch.
+fn check_read(plan: &Plan, tensor: TensorId, batch: usize) -> Result<Operand> {
+    check_batches(plan, &[batch])?;
+    plan.readable(tensor)
+        .ok_or_else(|| Error::invalid("the tensor to read", format!("node {}", tensor.index()), "a root or a leaf of the plan"))
+}
+
+/// The words a leaf starts with.
+fn initial_words(role: Role, ty: TensorType, capacity: usize) -> Vec<f32> {
+    let fill = match role {
+        Role::State(fill) | Role::Constant(fill) | Role::Param(Init::Fill(fill)) => fill,
+        _ => 0.0,
+    };
+    let word = match ty.dtype {
+        DType::F32 => fill,
+        DType::U32 => f32::from_bits(fill as u32),
+        DType::U8 => f32::from_bits(u32::from_ne_bytes([fill as u8; 4])),
+    };
+    vec![word; ty.bytes(capacity) / 4]
+}

@@ -1,0 +1,211 @@
+//! The plan: a graph's nodes in order, each with its kernel, workgroups and memory, decided once.
+//!
+//! A plan is data. It can be printed, checked and run by any executor, and running it decides nothing. Dead nodes are left
+//! out, so one graph can hold training, evaluation and prediction, and each gets a plan of its own by naming its roots.
+
+mod memory;
+mod verify;
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Role, TensorId};
+use crate::ops::{Launch, Op};
+use crate::shape::TensorType;
+
+/// Where a tensor's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In memory of its own that outlives the run and is shared by every plan of the graph: inputs, parameters, state.
+    Leaf(TensorId),
+    /// In slot number so and so of the plan, which other tensors use before and after it.
+    Slot(usize),
+}
+
+/// A tensor as a step uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operand {
+    /// Which tensor.
+    pub tensor: TensorId,
+    /// Where it is.
+    pub place: Place,
+    /// Its type.
+    pub ty: TensorType,
+}
+
+/// One dispatch.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The node it computes.
+    pub node: TensorId,
+    /// The operator.
+    pub op: Op,
+    /// The layer it belongs to.
+    pub label: String,
+    /// The operands, in order.
+    pub inputs: Vec<Operand>,
+    /// The result; an effect has none.
+    pub output: Option<Operand>,
+    /// The kernel with its constants and workgroups.
+    pub launch: Launch,
+}
+
+impl Step {
+    /// Types of the operands.
+    pub fn input_types(&self) -> Vec<TensorType> {
+        self.inputs.iter().map(|operand| operand.ty).collect()
+    }
+
+    /// `label: operator`, for messages.
+    pub fn title(&self) -> String {
+        let name = self.op.rules().name();
+        if self.label.is_empty() { name.to_owned() } else { format!("{}: {name}", self.label) }
+    }
+}
+
+/// A piece of memory that several tensors use, one after the other.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// Bytes at the plan's capacity.
+    pub bytes: usize,
+    /// The tensors that live in it, in order.
+    pub tensors: Vec<TensorId>,
+}
+
+/// A tensor with memory of its own.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Which tensor.
+    pub tensor: TensorId,
+    /// What it is for, and how it starts.
+    pub role: Role,
+    /// Its type.
+    pub ty: TensorType,
+    /// `layer/name`.
+    pub label: String,
+}
+
+/// Everything an executor needs to run part of a graph.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    capacity: usize,
+    steps: Vec<Step>,
+    slots: Vec<Slot>,
+    leaves: Vec<Leaf>,
+    roots: Vec<TensorId>,
+    places: Vec<Option<Operand>>, // by tensor index
+}
+
+impl Plan {
+    /// Plans what `roots` need: values to be read after a run, and effects to be had. No run may exceed `capacity` images.
+    ///
+    /// # Errors
+    /// A capacity of 0, no roots, or an operator that would read and update one tensor.
+    pub fn new(graph: &Graph, roots: &[TensorId], capacity: usize) -> Result<Self> {
+        if capacity == 0 || roots.is_empty() {
+            return Err(Error::invalid("a plan", format!("capacity {capacity}, {} roots", roots.len()), "at least 1 of each"));
+        }
+        let needed = needed(graph, roots);
+        let placed = memory::place(graph, roots, &needed, capacity);
+        let operand = |tensor: TensorId| placed.operands[tensor.index()].expect("every needed tensor has a place");
+
+        let (mut steps, mut leaves) = (Vec::new(), Vec::new());
+        for (id, node) in graph.nodes().filter(|(id, _)| needed[id.index()]) {
+            let Some(op) = &node.op else {
+                leaves.push(Leaf { tensor: id, role: node.role, ty: node.ty, label: node.label.clone() });
+                continue;
+            };
+            if op.rules().is_view() {
+                continue;
+            }
+            let inputs: Vec<Operand> = node.inputs.iter().map(|&input| operand(input)).collect();
+            let types: Vec<TensorType> = inputs.iter().map(|input| input.ty).collect();
+            let launch = op.rules().launch(&types, node.ty);
+            let output = (node.role != Role::Effect).then(|| operand(id));
+            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, launch });
+        }
+        let plan = Self { capacity, steps, slots: placed.slots, leaves, roots: roots.to_vec(), places: placed.operands };
+        plan.verify().map_err(|problem| Error::invalid("a plan", problem, "operators that do not read what they update"))?;
+        Ok(plan)
+    }
+
+    /// The most images a run may have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// The dispatches, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Memory shared by values that do not live at the same time.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Tensors with memory of their own.
+    pub fn leaves(&self) -> &[Leaf] {
+        &self.leaves
+    }
+
+    /// What the plan is for: the values that can be read after a run, and the effects.
+    pub fn roots(&self) -> &[TensorId] {
+        &self.roots
+    }
+
+    /// Where a tensor is, if the plan has it and (for a value) keeps it to the end of a run.
+    pub fn readable(&self, tensor: TensorId) -> Option<Operand> {
+        let operand = self.places.get(tensor.index()).copied().flatten()?;
+        let kept = matches!(operand.place, Place::Leaf(_)) || self.roots.contains(&tensor);
+        kept.then_some(operand)
+    }
+
+    /// Bytes of all slots at capacity.
+    pub fn slot_bytes(&self) -> usize {
+        self.slots.iter().map(|slot| slot.bytes).sum()
+    }
+
+    /// Bytes of all leaves at capacity.
+    pub fn leaf_bytes(&self) -> usize {
+        self.leaves.iter().map(|leaf| leaf.ty.bytes(self.capacity)).sum()
+    }
+}
+
+/// Which nodes the roots depend on.
+fn needed(graph: &Graph, roots: &[TensorId]) -> Vec<bool> {
+    let mut needed = vec![false; graph.nodes().count()];
+    for root in roots {
+        needed[root.index()] = true;
+    }
+    for (id, node) in graph.nodes().rev() {
+        if needed[id.index()] {
+            node.inputs.iter().for_each(|input| needed[input.index()] = true);
+        }
+    }
+    needed
+}
+
+/// The dispatch list: kernel, shapes, workgroups at capacity, slots and bytes.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = |operand: &Operand| match operand.place {
+            Place::Leaf(_) => format!("{}", operand.ty),
+            Place::Slot(slot) => format!("{}@{slot}", operand.ty),
+        };
+        writeln!(f, "{:>3}  {:<20} {:<22} {:>10}  operands -> result, `@` and the slot", "#", "layer", "kernel", "workgroups")?;
+        for (i, step) in self.steps.iter().enumerate() {
+            let operands: Vec<String> = step.inputs.iter().map(place).collect();
+            let result = step.output.as_ref().map_or("(in place)".to_owned(), place);
+            let count = step.launch.workgroups.count(self.capacity);
+            writeln!(f, "{i:>3}  {:<20} {:<22} {count:>10}  {} -> {result}", step.label, step.launch.kernel.name, operands.join(" · "))?;
+        }
+        writeln!(f, "\n{:>4}  {:>12}  values", "slot", "bytes")?;
+        for (i, slot) in self.slots.iter().enumerate() {
+            writeln!(f, "{i:>4}  {:>12}  {}", slot.bytes, slot.tensors.len())?;
+        }
+        writeln!(f, "\ncapacity    {:>12} images", self.capacity)?;
+        writeln!(f, "slots       {:>12} bytes in {}", self.slot_bytes(), self.slots.len())?;
+        write!(f, "leaves      {:>12} bytes in {}", self.leaf_bytes(), self.leaves.len())
+    }
+}

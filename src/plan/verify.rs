@@ -1,0 +1,107 @@
+//! Proof that a plan's memory is sound, by a method other than the one that placed it: replaying it and watching.
+
+use super::{Place, Plan};
+use crate::graph::TensorId;
+
+impl Plan {
+    /// Replays the plan and checks that every step reads what was last written to that place, that no step reads and writes
+    /// one piece of memory except through what its operator updates, that everything fits, and that the roots survive.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, as a sentence.
+    pub fn verify(&self) -> Result<(), String> {
+        let mut holds: Vec<Option<TensorId>> = vec![None; self.slots.len()];
+        for step in &self.steps {
+            for input in &step.inputs {
+                if let Place::Slot(slot) = input.place {
+                    let owner = self.owner(input.tensor, slot);
+                    if holds[slot].is_none() || holds[slot] != owner {
+                        return Err(format!("{} reads slot {slot}, which no longer holds node {}", step.title(), input.tensor.index()));
+                    }
+                }
+            }
+            for &updated in step.op.rules().updates() {
+                let place = step.inputs[updated].place;
+                if step.inputs.iter().enumerate().any(|(i, input)| i != updated && input.place == place) {
+                    return Err(format!("{} reads and updates the same memory", step.title()));
+                }
+            }
+            let Some(output) = step.output else { continue };
+            let Place::Slot(slot) = output.place else {
+                return Err(format!("{} writes a leaf", step.title()));
+            };
+            if step.inputs.iter().any(|input| input.place == output.place) {
+                return Err(format!("{} reads and writes slot {slot}", step.title()));
+            }
+            if output.ty.bytes(self.capacity) > self.slots[slot].bytes {
+                return Err(format!("{} does not fit slot {slot}", step.title()));
+            }
+            holds[slot] = Some(step.node);
+        }
+        for root in &self.roots {
+            if let Some(Place::Slot(slot)) = self.places[root.index()].map(|operand| operand.place)
+                && holds[slot] != self.owner(*root, slot)
+            {
+                return Err(format!("the root node {} is overwritten", root.index()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The tensor of `slot` whose memory `tensor` is: itself, or the last one born in the slot before this view.
+    fn owner(&self, tensor: TensorId, slot: usize) -> Option<TensorId> {
+        self.slots[slot].tensors.iter().rev().find(|&&owner| owner <= tensor).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::Graph;
+    use crate::plan::{Place, Plan};
+    use crate::shape::{Shape, TensorType};
+
+    fn chain() -> Plan {
+        let mut graph = Graph::new();
+        let mut x = graph.input("x", TensorType::f32(Shape::batched(&[4])));
+        for _ in 0..4 {
+            x = graph.relu(x).unwrap();
+        }
+        Plan::new(&graph, &[x], 2).unwrap()
+    }
+
+    #[test]
+    fn a_chain_needs_two_slots() {
+        assert_eq!(chain().slots().len(), 2);
+    }
+
+    #[test]
+    fn verify_refuses_a_step_that_reads_and_writes_one_slot() {
+        let mut plan = chain();
+        let input = plan.steps[2].inputs[0].place;
+        plan.steps[2].output.as_mut().unwrap().place = input;
+        assert!(plan.verify().unwrap_err().contains("reads and writes"));
+    }
+
+    #[test]
+    fn verify_refuses_a_read_of_what_was_overwritten() {
+        let mut plan = chain();
+        let first = plan.steps[0].output.unwrap();
+        plan.steps[3].inputs[0] = first;
+        plan.steps[3].output.as_mut().unwrap().place = Place::Slot(1 - slot(first.place));
+        assert!(plan.verify().is_err());
+    }
+
+    #[test]
+    fn verify_refuses_a_slot_that_is_too_small() {
+        let mut plan = chain();
+        plan.slots[0].bytes = 4;
+        assert!(plan.verify().unwrap_err().contains("does not fit"));
+    }
+
+    fn slot(place: Place) -> usize {
+        match place {
+            Place::Slot(slot) => slot,
+            Place::Leaf(_) => panic!("a value lives in a slot"),
+        }
+    }
+}
