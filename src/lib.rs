@@ -2,8 +2,11 @@
 
 pub mod autodiff;
 pub mod error;
+pub mod files;
 pub mod graph;
 mod kernels;
 pub mod ops;
+#[cfg(feature = "plot")]
+pub mod plot;
 pub mod shape;
 pub use error::{Error, Result};
