@@ -3,9 +3,13 @@
 pub mod autodiff;
 pub mod error;
 pub mod exec;
+pub mod files;
 pub mod graph;
 mod kernels;
 pub mod ops;
 pub mod plan;
+#[cfg(feature = "plot")]
+pub mod plot;
 pub mod shape;
+
 pub use error::{Error, Result};
