@@ -1,0 +1,72 @@
+//! Every operator on every executor against its reference.
+
+mod common;
+
+use common::check_op;
+use shadernet::ops::activation::Function;
+use shadernet::ops::reduce::Axes;
+use shadernet::ops::*;
+use shadernet::shape::{Shape, TensorType};
+
+fn fixed(extents: &[usize]) -> TensorType {
+    TensorType::f32(Shape::fixed(extents))
+}
+
+fn batched(extents: &[usize]) -> TensorType {
+    TensorType::f32(Shape::batched(extents))
+}
+
+#[test]
+fn matmul_agrees_with_reference_on_ragged_tiles() {
+    for [m, n, k] in [[1, 1, 1], [64, 64, 16], [65, 63, 17], [3, 130, 70]] {
+        for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
+            let op = Matmul { transpose_a, transpose_b };
+            let a = if transpose_a { [k, m] } else { [m, k] };
+            let b = if transpose_b { [n, k] } else { [k, n] };
+            let worst = check_op(op, &[fixed(&a), fixed(&b)], 1).unwrap();
+            println!("{op:?} {m} {n} {k}: {worst:.3} of the tolerance");
+        }
+    }
+}
+
+#[test]
+fn matmul_takes_the_batch_as_rows_or_as_depth() {
+    for batch in [0, 1, 16, 67] {
+        check_op(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], batch).unwrap();
+        check_op(Matmul { transpose_b: true, ..Matmul::default() }, &[batched(&[10]), fixed(&[33, 10])], batch).unwrap();
+        check_op(Matmul { transpose_a: true, ..Matmul::default() }, &[batched(&[33]), batched(&[10])], batch).unwrap();
+    }
+}
+
+#[test]
+fn elementwise_operators_agree_with_reference() {
+    let functions = [Function::Relu, Function::LeakyRelu { slope: 0.3 }, Function::Sigmoid, Function::Tanh, Function::Gelu];
+    for function in functions {
+        for (ty, batch) in [(batched(&[5, 3]), 0), (batched(&[7, 9, 4]), 3), (fixed(&[1000]), 1)] {
+            check_op(Activation { function }, &[ty], batch).unwrap();
+            check_op(ActivationGrad { function }, &[ty, ty], batch).unwrap();
+        }
+    }
+    for (ty, batch) in [(batched(&[5, 3]), 2), (fixed(&[257]), 1)] {
+        check_op(Add, &[ty, ty], batch).unwrap();
+        check_op(Mul, &[ty, ty], batch).unwrap();
+    }
+    for channels in [1, 3, 32, 300] {
+        check_op(BiasAdd, &[batched(&[5, 3, channels]), fixed(&[channels])], 3).unwrap();
+    }
+}
+
+#[test]
+fn sum_and_broadcast_agree_with_reference_over_every_set_of_axes() {
+    for axes in 1..16u8 {
+        let list: Vec<usize> = (0..4).filter(|axis| axes >> axis & 1 == 1).collect();
+        for batch in [0, 1, 3] {
+            let x = batched(&[5, 7, 9]);
+            check_op(Sum { axes: Axes::new(&list) }, &[x], batch).unwrap();
+            let y = (Sum { axes: Axes::new(&list) }).infer(&[x]).unwrap();
+            check_op(Broadcast { shape: x.shape, axes: Axes::new(&list) }, &[y], batch).unwrap();
+        }
+    }
+    check_op(Sum { axes: Axes::new(&[0, 1, 2]) }, &[batched(&[30, 30, 32])], 5).unwrap();
+    check_op(Sum { axes: Axes::new(&[0, 2, 4]) }, &[fixed(&[3, 4, 5, 6, 7])], 1).unwrap();
+}
