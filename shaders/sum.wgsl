@@ -34,9 +34,8 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let e0 = select(E0, E0 * batch, BATCHED);
-    let odd = vec2(E1, E3);
-    let outputs = select(e0 * E2 * E4, odd.x * odd.y, FIRST_SUMMED);
-    let terms = select(odd.x * odd.y, e0 * E2 * E4, FIRST_SUMMED);
+    let outputs = select(e0 * E2 * E4, E1 * E3, FIRST_SUMMED);
+    let terms = select(E1 * E3, e0 * E2 * E4, FIRST_SUMMED);
     let output = (group.y * groups.x + group.x) * OUTPUTS + lane % OUTPUTS;
     let sharers = LANES / OUTPUTS;
 
