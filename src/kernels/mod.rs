@@ -3,6 +3,10 @@
 //! Work is cut into blocks whose sizes do not depend on the number of threads, and every sum has one order: the same inputs
 //! give the same bits on any number of threads.
 
+pub(crate) mod adam;
 pub(crate) mod elementwise;
+pub(crate) mod gather;
 pub(crate) mod gemm;
+pub(crate) mod pool;
 pub(crate) mod reduce;
+pub(crate) mod softmax;

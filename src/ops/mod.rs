@@ -6,12 +6,19 @@
 //! A user's own operator implements the same trait and enters a graph as [`Op::Custom`].
 
 pub mod activation;
+pub mod adam;
 pub mod arithmetic;
 pub mod bias;
+#[cfg(test)]
+mod checks;
+pub mod gather;
+pub mod loss;
 pub mod matmul;
 mod operators;
+pub mod pool;
 pub mod reduce;
 pub mod reshape;
+pub mod softmax;
 pub mod window;
 
 use std::fmt;

@@ -38,11 +38,16 @@ macro_rules! operators {
 
 operators! {
     activation: Activation, ActivationGrad;
+    adam: Adam, Advance, Record, Tick;
     arithmetic: Add, Mul;
     bias: BiasAdd;
+    gather: GatherImages, GatherLabels;
+    loss: Accuracy, SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad;
     matmul: Matmul;
+    pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
     reduce: Broadcast, Sum;
     reshape: Reshape;
+    softmax: Softmax, SoftmaxGrad;
 }
 
 impl From<Arc<dyn Rules>> for Op {

@@ -1,0 +1,75 @@
+// max_pool2d: y[n, oy, ox, c] = max x[n, oy·SY + ky·DY - PY, ox·SX + kx·DX - PX, c] over the taps ky, kx
+//
+//   x  [batch, H, W, C]
+//   y  [batch, OH, OW, C]
+//
+// Taps outside the image take no part; every window has one inside. A NaN is larger than any number, so it passes through.
+//
+// One invocation computes one element of y, neighbours along the channels. Dispatch: ceil(elements of y / 256) workgroups.
+// CPU twin: `MaxPool2d::reference` in src/ops/pool.rs.
+
+override H: u32;
+override W: u32;
+override C: u32;
+override OH: u32;
+override OW: u32;
+override KH: u32;
+override KW: u32;
+override SY: u32; // stride
+override SX: u32;
+override DY: u32; // dilation
+override DX: u32;
+override PY: u32; // padding before the image
+override PX: u32;
+
+const LANES = 256u;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+var<immediate> batch: u32;
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * LANES + lane;
+    if i >= batch * OH * OW * C {
+        return;
+    }
+    let channel = i % C;
+    let ox = i / C % OW;
+    let oy = i / (C * OW) % OH;
+    let n = i / (C * OW * OH);
+
+    var best = 0.0;
+    var found = false;
+    for (var ky = 0u; ky < KH; ky += 1u) {
+        let iy = oy * SY + ky * DY - PY; // wraps to a huge number above the image
+        if iy >= H {
+            continue;
+        }
+        for (var kx = 0u; kx < KW; kx += 1u) {
+            let ix = ox * SX + kx * DX - PX;
+            if ix >= W {
+                continue;
+            }
+            let v = x[((n * H + iy) * W + ix) * C + channel];
+            if !found || beats(v, best) {
+                best = v;
+                found = true;
+            }
+        }
+    }
+    y[i] = best;
+}
+
+// Whether v is larger than best, a NaN being larger than any number. By bits, since compilers may assume that no NaN exists.
+fn beats(v: f32, best: f32) -> bool {
+    return !is_nan(best) && (is_nan(v) || v > best);
+}
+
+fn is_nan(v: f32) -> bool {
+    return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
+}

@@ -1,0 +1,25 @@
+// record: log[clock[0]] = [loss, correct]
+//
+//   loss     one number
+//   correct  one number
+//   clock    [2], u32: steps done, images done
+//   log      [STEPS, 2], one row changed in place; a step past its end writes nothing
+//
+// One invocation does it all. Dispatch: 1 workgroup. CPU twin: `Record::reference` in src/ops/adam.rs.
+
+override STEPS: u32;
+
+@group(0) @binding(0) var<storage, read> loss: array<f32>;
+@group(0) @binding(1) var<storage, read> correct: array<f32>;
+@group(0) @binding(2) var<storage, read> clock: array<u32>;
+@group(0) @binding(3) var<storage, read_write> log_rows: array<f32>;
+var<immediate> batch: u32;
+
+@compute @workgroup_size(1)
+fn main() {
+    let step = clock[0];
+    if step < STEPS {
+        log_rows[2u * step] = loss[0];
+        log_rows[2u * step + 1u] = correct[0];
+    }
+}

@@ -1,0 +1,89 @@
+// softmax_cross_entropy: loss = 1/batch · Σ (log Σ exp(logits[n, j] - max) + max - logits[n, labels[n]])
+//
+//   logits  [batch, COLUMNS]
+//   labels  [batch], u32
+//   loss    one number; 0 for a batch of 0, NaN if a logit is NaN or a label is COLUMNS or more
+//
+// One workgroup computes it all. SHARERS invocations take one row, its columns in turn, 256 / SHARERS rows at a time; the
+// rows' losses meet in a fixed tree.
+//
+// Dispatch: 1 workgroup. CPU twin: `SoftmaxCrossEntropy::reference` in src/ops/loss.rs.
+
+override COLUMNS: u32;
+override SHARERS: u32; // a power of two, at most 256
+
+const LANES = 256u;
+const LOWEST = -3.4028234e38;
+const NAN = 0x7fc00000u; // its bits
+
+@group(0) @binding(0) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read> labels: array<u32>;
+@group(0) @binding(2) var<storage, read_write> loss: array<f32>;
+var<immediate> batch: u32;
+
+var<workgroup> shared_values: array<f32, LANES>; // [row][sharer]
+
+@compute @workgroup_size(256)
+fn main(@builtin(local_invocation_index) lane: u32) {
+    var total = 0.0;
+    for (var first = 0u; first < batch; first += LANES / SHARERS) {
+        let row = first + lane / SHARERS;
+        let end = select(0u, COLUMNS, row < batch);
+        var most = LOWEST;
+        for (var c = lane % SHARERS; c < end; c += SHARERS) {
+            most = max(most, logits[row * COLUMNS + c]);
+        }
+        most = row_max(lane, most);
+        var sum = 0.0;
+        for (var c = lane % SHARERS; c < end; c += SHARERS) {
+            sum += exp(logits[row * COLUMNS + c] - most);
+        }
+        sum = row_sum(lane, sum);
+        if row < batch && lane % SHARERS == 0u {
+            let label = labels[row];
+            let value = log(sum) + (most - logits[row * COLUMNS + min(label, COLUMNS - 1u)]);
+            total += bitcast<f32>(select(bitcast<u32>(value), NAN, label >= COLUMNS));
+        }
+    }
+
+    shared_values[lane] = total;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            shared_values[lane] += shared_values[lane + half];
+        }
+    }
+    if lane == 0u {
+        loss[0] = shared_values[0] / f32(max(batch, 1u));
+    }
+}
+
+// The largest value among a row's sharers, told to all of them.
+fn row_max(lane: u32, value: f32) -> f32 {
+    shared_values[lane] = value;
+    for (var half = SHARERS / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane % SHARERS < half {
+            shared_values[lane] = max(shared_values[lane], shared_values[lane + half]);
+        }
+    }
+    workgroupBarrier();
+    let most = shared_values[lane - lane % SHARERS];
+    workgroupBarrier();
+    return most;
+}
+
+// The sum of the values of a row's sharers, told to all of them.
+fn row_sum(lane: u32, value: f32) -> f32 {
+    shared_values[lane] = value;
+    for (var half = SHARERS / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane % SHARERS < half {
+            shared_values[lane] += shared_values[lane + half];
+        }
+    }
+    workgroupBarrier();
+    let sum = shared_values[lane - lane % SHARERS];
+    workgroupBarrier();
+    return sum;
+}

@@ -1,0 +1,291 @@
+//! The batch of a step, taken from a data set that lives on the device as bytes.
+//!
+//! An epoch's `order` says which image comes when, the `clock` how many have been taken: so a step needs nothing from the host.
+//! A place past the end of the order, or an image past the last, gives zeros and reads nothing.
+
+use super::{Cpu, LANES, Launch, Reference, Rules, Workgroups, kernel};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, TensorId};
+use crate::kernels;
+use crate::shape::{DType, Shape, TensorType};
+
+/// Shards a data set can be cut into, each under what an adapter binds.
+pub const SHARDS: usize = 4;
+
+/// `y[n] = scale · image order[clock[1] + n]` of operands `shard0` … `shard3`, `order`, `clock`: `[N, H, W, C]`.
+///
+/// Image `i` is row `i % images_per_shard` of shard `i / images_per_shard`. Where fewer shards are used, the rest of the operands
+/// repeat one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GatherImages {
+    /// Rows of pixels of an image.
+    pub height: usize,
+    /// Pixels of a row.
+    pub width: usize,
+    /// Bytes of a pixel.
+    pub channels: usize,
+    /// Images in every shard but the last.
+    pub images_per_shard: usize,
+    /// Images in all shards.
+    pub images: usize,
+    /// What a byte is multiplied by. For 1/255 each result is the f32 nearest to byte/255, the same on every device.
+    pub scale: f64,
+}
+
+/// `y[n] = labels[order[clock[1] + n]]` of operands `labels`, `order`, `clock`: `[N]` u32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GatherLabels;
+
+impl Graph {
+    /// The images of the step, `[N, H, W, C]` floats: bytes times `scale`, of the images that `order` `[count]` u32 names from place
+    /// `clock[1]` on (`clock` `[2]` u32: steps done, images done). `shards`, one to four, are u8 `[images, H·W·C]`, all but the last
+    /// with as many images as the first. Places past the end give zeros. To divide by 255, `scale` is `1.0 / 255.0`.
+    ///
+    /// # Errors
+    /// If there are no shards or too many, one has another number of images or bytes, or `scale` is not a usual number.
+    pub fn gather_images(
+        &mut self,
+        shards: &[TensorId],
+        [height, width, channels]: [usize; 3],
+        scale: f64,
+        order: TensorId,
+        clock: TensorId,
+    ) -> Result<TensorId> {
+        let (Some(&first), true) = (shards.first(), shards.len() <= SHARDS) else {
+            return Err(Error::invalid("shards of gather_images", shards.len(), format!("1 to {SHARDS}")));
+        };
+        let count = |shard: TensorId| self.shape(shard).inner().first().copied().unwrap_or(0);
+        let images_per_shard = count(first);
+        for (i, &shard) in shards.iter().enumerate() {
+            let found = count(shard);
+            if found > images_per_shard || (found < images_per_shard && i + 1 < shards.len()) {
+                return Err(Error::invalid(format!("images of shard {i}"), found, format!("{images_per_shard} as in shard 0")));
+            }
+        }
+        let images = shards.iter().map(|&shard| count(shard)).sum();
+        let operand = |i: usize| shards.get(i).copied().unwrap_or(first);
+        let operands = [operand(0), operand(1), operand(2), operand(3), order, clock];
+        self.apply(GatherImages { height, width, channels, images_per_shard, images, scale }, &operands)
+    }
+
+    /// The labels of the step, `[N]` u32: `labels` `[count]` u32 of the images that `order` names from place `clock[1]` on, as for
+    /// [`gather_images`](Self::gather_images). Places past the end give 0.
+    ///
+    /// # Errors
+    /// If the shapes are others.
+    pub fn gather_labels(&mut self, labels: TensorId, order: TensorId, clock: TensorId) -> Result<TensorId> {
+        self.apply(GatherLabels, &[labels, order, clock])
+    }
+}
+
+/// A scale as the kernels apply it: `high · unit + low`, `high` of 16 bits and `unit` a power of two, so that a byte times
+/// `high` is exact. Why is in `gather_images.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Scale {
+    high: u32,
+    unit: f32,
+    low: f32,
+}
+
+impl Scale {
+    /// Splits a scale, if it is a positive number that leaves room for its parts among normal floats.
+    fn new(scale: f64) -> Option<Self> {
+        if !(1e-20..=1e20).contains(&scale) {
+            return None;
+        }
+        let unit = 2f64.powi(scale.log2().floor() as i32 - 15);
+        let high = (scale / unit).floor();
+        Some(Self { high: high as u32, unit: unit as f32, low: (scale - high * unit) as f32 })
+    }
+
+    /// The scaled byte.
+    pub(crate) fn apply(self, byte: u8) -> f32 {
+        (u32::from(byte) * self.high) as f32 * self.unit + f32::from(byte) * self.low
+    }
+}
+
+impl GatherImages {
+    fn bytes(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    fn problem(&self, inputs: &[TensorType]) -> Option<String> {
+        let [order, clock] = [inputs[4], inputs[5]];
+        let extents = [self.height, self.width, self.channels];
+        let Some(bytes) = extents.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent)).filter(|&bytes| bytes > 0) else {
+            return Some(format!("images of {extents:?} have no size"));
+        };
+        if self.images_per_shard == 0 {
+            return Some("a shard has 0 images, expected at least 1".to_owned());
+        }
+        for (i, shard) in inputs[..SHARDS].iter().enumerate() {
+            match *shard.shape.inner() {
+                [images, found] if shard.dtype == DType::U8 && !shard.shape.is_batched() => {
+                    if found != bytes {
+                        return Some(format!("shard {i} has images of {found} bytes, {extents:?} are {bytes}"));
+                    }
+                    if images.checked_mul(bytes).is_none_or(|all| all > u32::MAX as usize) {
+                        return Some(format!("shard {i} has {images} images of {bytes} bytes, expected at most {} bytes", u32::MAX));
+                    }
+                }
+                _ => return Some(format!("shard {i} is {shard}, expected images of bytes")),
+            }
+        }
+        problem_of_place(order, clock)
+    }
+}
+
+/// What is wrong with the operands that say which images a step takes.
+fn problem_of_place(order: TensorType, clock: TensorType) -> Option<String> {
+    if order.dtype != DType::U32 || order.shape.is_batched() || order.shape.rank() != 1 {
+        return Some(format!("the order is {order}, expected a list of integers"));
+    }
+    (clock != TensorType::u32(Shape::fixed(&[2]))).then(|| format!("the clock is {clock}, expected [2] u32"))
+}
+
+/// Calls `take(n, index)` for each image of the batch that the order holds.
+fn places(order: &[f64], clock: &[f64], batch: usize, mut take: impl FnMut(usize, usize)) {
+    let start = clock[1] as usize;
+    for n in 0..batch {
+        if let Some(&index) = order.get(start + n) {
+            take(n, index as usize);
+        }
+    }
+}
+
+/// What `order` and `clock` may hold, one past the end included: it has to give zeros.
+fn place_domain(is_clock: bool, images: usize, order: TensorType) -> (f64, f64) {
+    if is_clock { (0.0, order.shape.last() as f64) } else { (0.0, images as f64) }
+}
+
+impl Rules for GatherImages {
+    fn name(&self) -> &'static str {
+        "gather_images"
+    }
+
+    fn arity(&self) -> usize {
+        SHARDS + 2
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
+        if let Some(problem) = self.problem(inputs) {
+            let names = ["shard 0", "shard 1", "shard 2", "shard 3", "order", "clock"];
+            let axes = ["(images, H·W·C) u8"; SHARDS].into_iter().chain(["(count) u32", "(2) u32"]);
+            let operands = names.into_iter().zip(inputs).zip(axes).map(|((name, &ty), axes)| (name, ty, axes)).collect();
+            return Err(Error::Shape { op: self.name(), problem, operands });
+        }
+        if Scale::new(self.scale).is_none() {
+            return Err(Error::invalid("scale of gather_images", self.scale, "1e-20 to 1e20"));
+        }
+        Ok(TensorType::f32(Shape::batched(&[self.height, self.width, self.channels])))
+    }
+
+    // Bytes and places are not learned.
+    fn backward(&self, _: &mut Graph, inputs: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
+        Ok(vec![None; inputs.len()])
+    }
+
+    fn reference(&self, args: &mut Reference<'_>) {
+        let bytes = self.bytes();
+        args.output.fill(0.0);
+        places(args.inputs[4].data, args.inputs[5].data, args.batch, |n, image| {
+            let Some(shard) = args.inputs[..SHARDS].get(image / self.images_per_shard).filter(|_| image < self.images) else { return };
+            let start = image % self.images_per_shard * bytes;
+            if let Some(image) = shard.data.get(start..start + bytes) {
+                let y = &mut args.output[n * bytes..][..bytes];
+                y.iter_mut().zip(image).for_each(|(y, byte)| *y = byte * self.scale);
+            }
+        });
+    }
+
+    fn cpu(&self, args: &mut Cpu<'_>) -> bool {
+        let scale = Scale::new(self.scale).expect("the scale was checked when the graph was built");
+        let bytes = self.bytes();
+        let shards: Vec<&[u8]> = args.inputs[..SHARDS].iter().map(|shard| shard.u8()).collect();
+        let find = |image: usize| {
+            let start = image % self.images_per_shard * bytes;
+            shards.get(image / self.images_per_shard).filter(|_| image < self.images)?.get(start..start + bytes)
+        };
+        let [order, clock] = [args.inputs[4].u32(), args.inputs[5].u32()];
+        kernels::gather::images(find, scale, bytes, order, clock[1] as usize, args.output);
+        true
+    }
+
+    fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
+        let scale = Scale::new(self.scale).expect("the scale was checked when the graph was built");
+        // A kernel counts in 32 bits, and so do the images that an order can name.
+        let count = |value: usize| value.min(u32::MAX as usize) as f64;
+        let images = |shard: usize| count(inputs[shard].shape.inner()[0]);
+        let constants = vec![
+            ("BYTES", self.bytes() as f64),
+            ("IMAGES", count(self.images)),
+            ("PER_SHARD", count(self.images_per_shard)),
+            ("COUNT0", images(0)),
+            ("COUNT1", images(1)),
+            ("COUNT2", images(2)),
+            ("COUNT3", images(3)),
+            ("ORDER", count(inputs[4].shape.last())),
+            ("HIGH", f64::from(scale.high)),
+            ("UNIT", f64::from(scale.unit)),
+            ("LOW", f64::from(scale.low)),
+        ];
+        Launch { kernel: kernel!("gather_images"), constants, workgroups: Workgroups::over(output, LANES) }
+    }
+
+    fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
+        if input < SHARDS { (0.0, 255.0) } else { place_domain(input == 5, self.images, inputs[4]) }
+    }
+}
+
+impl Rules for GatherLabels {
+    fn name(&self) -> &'static str {
+        "gather_labels"
+    }
+
+    fn arity(&self) -> usize {
+        3
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
+        let [labels, order, clock] = [inputs[0], inputs[1], inputs[2]];
+        let list = labels.dtype == DType::U32 && !labels.shape.is_batched() && labels.shape.rank() == 1;
+        let problem = if list { problem_of_place(order, clock) } else { Some(format!("labels are {labels}, expected a list of integers")) };
+        match problem {
+            None => Ok(TensorType::u32(Shape::batched(&[]))),
+            Some(problem) => {
+                let operands = vec![("labels", labels, "(images) u32"), ("order", order, "(count) u32"), ("clock", clock, "(2) u32")];
+                Err(Error::Shape { op: self.name(), problem, operands })
+            }
+        }
+    }
+
+    fn backward(&self, _: &mut Graph, inputs: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
+        Ok(vec![None; inputs.len()])
+    }
+
+    fn reference(&self, args: &mut Reference<'_>) {
+        let labels = args.inputs[0].data;
+        args.output.fill(0.0);
+        places(args.inputs[1].data, args.inputs[2].data, args.batch, |n, index| {
+            args.output[n] = labels.get(index).copied().unwrap_or(0.0);
+        });
+    }
+
+    fn cpu(&self, args: &mut Cpu<'_>) -> bool {
+        let [labels, order, clock] = [args.inputs[0].u32(), args.inputs[1].u32(), args.inputs[2].u32()];
+        kernels::gather::labels(labels, order, clock[1] as usize, bytemuck::cast_slice_mut(args.output));
+        true
+    }
+
+    fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
+        let constants = vec![("COUNT", inputs[0].shape.last() as f64), ("ORDER", inputs[1].shape.last() as f64)];
+        Launch { kernel: kernel!("gather_labels"), constants, workgroups: Workgroups::over(output, LANES) }
+    }
+
+    fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
+        if input == 0 { (0.0, 9.0) } else { place_domain(input == 2, inputs[0].shape.last(), inputs[1]) }
+    }
+}
+
+#[cfg(test)]
+mod tests;
