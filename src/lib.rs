@@ -1,6 +1,7 @@
 //! shadernet (crate docs to come)
 
 pub mod autodiff;
+pub mod data;
 pub mod error;
 pub mod exec;
 pub mod files;
