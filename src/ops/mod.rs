@@ -12,6 +12,7 @@ pub mod matmul;
 mod operators;
 pub mod reduce;
 pub mod reshape;
+pub mod window;
 
 use std::fmt;
 
