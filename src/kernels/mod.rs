@@ -3,6 +3,7 @@
 //! Work is cut into blocks whose sizes do not depend on the number of threads, and every sum has one order: the same inputs
 //! give the same bits on any number of threads.
 
+pub(crate) mod conv2d;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod reduce;

@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod arithmetic;
 pub mod bias;
+pub mod conv2d;
 pub mod matmul;
 mod operators;
 pub mod reduce;

@@ -40,6 +40,7 @@ operators! {
     activation: Activation, ActivationGrad;
     arithmetic: Add, Mul;
     bias: BiasAdd;
+    conv2d: Conv2d, Conv2dInputGrad, Conv2dWeightGrad;
     matmul: Matmul;
     reduce: Broadcast, Sum;
     reshape: Reshape;
