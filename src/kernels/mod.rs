@@ -4,6 +4,7 @@
 //! give the same bits on any number of threads.
 
 pub(crate) mod adam;
+pub(crate) mod conv2d;
 pub(crate) mod elementwise;
 pub(crate) mod gather;
 pub(crate) mod gemm;

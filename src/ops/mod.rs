@@ -13,6 +13,7 @@ pub mod bias;
 mod checks;
 pub mod gather;
 pub mod loss;
+pub mod conv2d;
 pub mod matmul;
 mod operators;
 pub mod pool;
