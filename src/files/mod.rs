@@ -11,12 +11,14 @@ mod atomic;
 mod checkpoint;
 mod folder;
 mod history;
+pub(crate) mod model;
 mod weights;
 
 pub use atomic::{sweep, write_atomic};
 pub use checkpoint::{load_checkpoint, save_checkpoint};
 pub use folder::CheckpointDir;
 pub use history::History;
+pub use model::{load_model, save_model};
 pub use weights::{MAX_MODEL_BYTES, NamedTensor, load_tensors, save_tensors};
 
 use std::fs::File;

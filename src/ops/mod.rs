@@ -84,7 +84,7 @@ impl fmt::Debug for Kernel {
 /// The kernel `shaders/NAME.wgsl` of this crate.
 macro_rules! kernel {
     ($name:literal) => {
-        $crate::ops::Kernel { name: $name, source: include_str!(concat!("../../shaders/", $name, ".wgsl")) }
+        $crate::ops::Kernel { name: $name, source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name, ".wgsl")) }
     };
 }
 pub(crate) use kernel;

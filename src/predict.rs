@@ -1,0 +1,92 @@
+//! Prediction: a trained model and an executor, from bytes of images to probabilities.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::exec::{Executor, PlanId, read_f32, write_f32};
+use crate::files::NamedTensor;
+use crate::graph::{Graph, TensorId};
+use crate::nn::Model;
+use crate::plan::Plan;
+
+/// A model ready to classify images.
+pub struct Predictor {
+    exec: Box<dyn Executor>,
+    model: Model,
+    plan: Arc<Plan>,
+    id: PlanId,
+    input: TensorId,
+    probabilities: TensorId,
+}
+
+impl Predictor {
+    /// Plans the model for at most `capacity` images at a time and uploads its weights, which are in the order of the model's
+    /// parameters, as [`load_model`](crate::files::load_model) gives them.
+    ///
+    /// # Errors
+    /// Weights that are not the model's, or a lack of memory.
+    pub fn new(mut exec: Box<dyn Executor>, model: Model, weights: &[NamedTensor], capacity: usize) -> Result<Self> {
+        let (graph, input, probabilities, params) = Self::graph(&model)?;
+        let plan = Arc::new(Plan::new(&graph, &[probabilities], capacity)?);
+        let id = exec.load(plan.clone())?;
+        if weights.len() != params.len() {
+            return Err(Error::invalid("weights of the model", weights.len(), format!("{} tensors", params.len())));
+        }
+        for (param, tensor) in params.into_iter().zip(weights) {
+            write_f32(exec.as_mut(), param, &tensor.data)?;
+        }
+        Ok(Self { exec, model, plan, id, input, probabilities })
+    }
+
+    /// The graph of prediction: input, probabilities, parameters.
+    fn graph(model: &Model) -> Result<(Graph, TensorId, TensorId, Vec<TensorId>)> {
+        let mut graph = Graph::new();
+        let network = model.build(&mut graph)?;
+        let input = graph.input("images", model.input_type());
+        let logits = network.apply(&mut graph, input)?;
+        graph.scope("softmax");
+        let probabilities = graph.softmax(logits)?;
+        Ok((graph, input, probabilities, network.params()))
+    }
+
+    /// The plan of prediction, without a device.
+    pub fn plan_of(model: &Model, capacity: usize) -> Result<Plan> {
+        let (graph, _, probabilities, _) = Self::graph(model)?;
+        Plan::new(&graph, &[probabilities], capacity)
+    }
+
+    /// The device's name.
+    pub fn device(&self) -> String {
+        self.exec.device()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The plan it runs.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Probabilities `[images, classes]` of images given as bytes `[images, H, W, C]`; each byte is divided by 255.
+    ///
+    /// # Errors
+    /// If the bytes are no whole number of images.
+    pub fn predict(&mut self, images: &[u8]) -> Result<Vec<f32>> {
+        let one: usize = self.model.input.iter().product();
+        if !images.len().is_multiple_of(one) {
+            return Err(Error::invalid("images to classify", format!("{} bytes", images.len()), format!("images of {one} bytes")));
+        }
+        let mut probabilities = Vec::with_capacity(images.len() / one * self.model.classes.len());
+        for chunk in images.chunks(one * self.plan.capacity()) {
+            let x: Vec<f32> = chunk.iter().map(|&byte| f32::from(byte) / 255.0).collect();
+            let batch = chunk.len() / one;
+            write_f32(self.exec.as_mut(), self.input, &x)?;
+            self.exec.run(self.id, &[batch])?;
+            probabilities.extend(read_f32(self.exec.as_mut(), self.id, self.probabilities, batch)?);
+        }
+        Ok(probabilities)
+    }
+}
