@@ -313,9 +313,9 @@ mod tests {
             0.0,
             0.0, // label 3: wrong
         ];
-        let labels = vec![0.0, 1.0, 2.0, 2.0, 0.0, 3.0];
-        for result in checks::implementations(Accuracy, &types(3)[..2], 6, &[logits, labels]) {
-            assert_eq!(result[0], [2.0]);
+        let labels = vec![0.0, 1.0, 1.0, 2.0, 2.0, 0.0, 3.0];
+        for result in checks::implementations(Accuracy, &types(3)[..2], 7, &[logits, labels]) {
+            assert_eq!(result[0], [3.0]);
         }
     }
 
