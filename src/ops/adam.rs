@@ -305,7 +305,8 @@ impl Rules for Record {
         let scalar = TensorType::f32(Shape::fixed(&[]));
         let steps = inputs[3].shape.inner().first().copied().unwrap_or(1);
         let log = TensorType::f32(Shape::fixed(&[steps, 2]));
-        let expected = [("loss", scalar, "() f32"), ("correct", scalar, "() f32"), ("clock", clock_type(), CLOCK), ("log", log, "(steps, 2) f32")];
+        let expected =
+            [("loss", scalar, "() f32"), ("correct", scalar, "() f32"), ("clock", clock_type(), CLOCK), ("log", log, "(steps, 2) f32")];
         expect(self.name(), inputs, &expected)?;
         Ok(log)
     }

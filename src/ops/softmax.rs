@@ -151,24 +151,10 @@ mod tests {
     use crate::ops::checks;
     use crate::shape::Shape;
 
-    fn types() -> Vec<TensorType> {
-        let batched = [1, 2, 7, 8, 9, 10, 16, 17, 100, 1000, 3000].map(|columns| Shape::batched(&[columns]));
-        let shapes = batched.into_iter().chain([Shape::fixed(&[5]), Shape::fixed(&[3, 4, 9]), Shape::batched(&[3, 5, 6])]);
-        shapes.map(TensorType::f32).collect()
-    }
-
-    #[test]
-    fn softmax_and_its_gradient_agree_with_reference() {
-        for ty in types() {
-            checks::agrees(&Softmax, &[ty]);
-            checks::agrees(&SoftmaxGrad, &[ty, ty]);
-        }
-    }
-
     #[test]
     fn gradient_is_that_of_finite_differences() {
         for columns in [1, 3, 10] {
-            checks::gradient(&Softmax, &[TensorType::f32(Shape::batched(&[2, columns]))], 3);
+            checks::gradient(Softmax, &[TensorType::f32(Shape::batched(&[2, columns]))], 3);
         }
     }
 
@@ -176,7 +162,7 @@ mod tests {
     fn large_logits_do_not_overflow_and_nan_fills_its_row_only() {
         let ty = TensorType::f32(Shape::batched(&[3]));
         let x = vec![1e30, 1e30, -1e30, 1.0, f64::NAN, 2.0, 5.0, 5.0, 5.0];
-        for result in checks::implementations(&Softmax, &[ty], 3, &[x]) {
+        for result in checks::implementations(Softmax, &[ty], 3, &[x]) {
             let y = &result[0];
             assert_eq!(y[..3], [0.5, 0.5, 0.0]);
             assert!(y[3..6].iter().all(|v| v.is_nan()), "{y:?}");
@@ -190,6 +176,9 @@ mod tests {
             assert!(matches!(Softmax.infer(&[ty]), Err(Error::Shape { op: "softmax", .. })), "{ty}");
         }
         let error = Softmax.infer(&[TensorType::u32(Shape::batched(&[4]))]).unwrap_err().to_string();
-        assert_eq!(error, "softmax: expected rows of one float or more, got rows of 4 in [N, 4] u32\n  x        [N, 4] u32               (…, C) f32");
+        assert_eq!(
+            error,
+            "softmax: expected rows of one float or more, got rows of 4 in [N, 4] u32\n  x        [N, 4] u32               (…, C) f32"
+        );
     }
 }
