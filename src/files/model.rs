@@ -31,9 +31,13 @@ pub fn load_model(path: &Path) -> Result<(Model, Vec<NamedTensor>)> {
     let (mut tensors, metadata) = load_tensors(path)?;
     let entry = |key: &str| metadata.get(key).cloned().unwrap_or_else(|| "nothing".to_owned());
     if entry("format") != "shadernet" || entry("version") != VERSION {
-        return Err(wrong(format!("format {}, version {}", entry("format"), entry("version")), "format shadernet, version 1 in its metadata"));
+        return Err(wrong(
+            format!("format {}, version {}", entry("format"), entry("version")),
+            "format shadernet, version 1 in its metadata",
+        ));
     }
-    let model: Model = serde_json::from_str(&entry("model")).map_err(|e| wrong(format!("layers that do not parse: {e}"), "a list of layers"))?;
+    let model: Model =
+        serde_json::from_str(&entry("model")).map_err(|e| wrong(format!("layers that do not parse: {e}"), "a list of layers"))?;
     let mut graph = Graph::new();
     let network = model.build(&mut graph).map_err(|e| wrong(e.to_string(), "layers that fit each other"))?;
     let mut weights = Vec::new();

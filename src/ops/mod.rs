@@ -11,9 +11,9 @@ pub mod arithmetic;
 pub mod bias;
 #[cfg(test)]
 mod checks;
+pub mod conv2d;
 pub mod gather;
 pub mod loss;
-pub mod conv2d;
 pub mod matmul;
 mod operators;
 pub mod pool;

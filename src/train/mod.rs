@@ -296,7 +296,10 @@ impl Trainer {
     /// The parameters by name, as of the last epoch or interruption.
     pub fn weights(&self) -> Vec<NamedTensor> {
         let shapes = self.session.param_shapes().into_iter();
-        shapes.zip(&self.progress.snapshot.params).map(|((name, extents), data)| NamedTensor { name, extents, data: data.clone() }).collect()
+        shapes
+            .zip(&self.progress.snapshot.params)
+            .map(|((name, extents), data)| NamedTensor { name, extents, data: data.clone() })
+            .collect()
     }
 
     /// Writes the model with its parameters as of the last epoch or interruption.

@@ -57,7 +57,7 @@ struct Split {
     clock: TensorId,
     log: TensorId,
     batches: Vec<usize>,
-    images: TensorId,      // the gathered batch
+    images: TensorId, // the gathered batch
     labels_now: TensorId,
 }
 
