@@ -293,27 +293,23 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_first_and_nan_or_no_class_is_wrong() {
-        let logits = vec![
-            2.0,
-            2.0,
-            1.0, // label 0: right
-            2.0,
-            2.0,
-            1.0, // label 1: wrong
-            0.0,
-            1.0,
-            2.0, // label 2: right
-            0.0,
-            f64::NAN,
-            2.0, // label 2: wrong
-            f64::NAN,
-            0.0,
-            0.0, // label 0: wrong
-            0.0,
-            0.0,
-            0.0, // label 3: wrong
+        let nan = f64::NAN;
+        let cases = [
+            ([2.0, 2.0, 1.0], 0.0, true),
+            ([1.0, 2.0, 2.0], 1.0, true),
+            ([0.0, 1.0, 2.0], 2.0, true),
+            ([2.0, 2.0, 1.0], 1.0, false),
+            ([0.0, nan, 2.0], 2.0, false),
+            ([nan, 0.0, 0.0], 0.0, false),
+            ([0.0, 0.0, 0.0], 3.0, false),
         ];
-        let labels = vec![0.0, 1.0, 1.0, 2.0, 2.0, 0.0, 3.0];
+        for (logits, label, right) in cases {
+            for result in checks::implementations(Accuracy, &types(3)[..2], 1, &[logits.to_vec(), vec![label]]) {
+                assert_eq!(result[0], [f64::from(right)], "{logits:?}, label {label}");
+            }
+        }
+        let logits = cases.iter().flat_map(|(logits, ..)| *logits).collect();
+        let labels = cases.iter().map(|&(_, label, _)| label).collect();
         for result in checks::implementations(Accuracy, &types(3)[..2], 7, &[logits, labels]) {
             assert_eq!(result[0], [3.0]);
         }
