@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Executor, PlanId, check_batches, check_read, check_write, initial_words};
+use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_words};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
 use crate::ops::{Cpu, CpuView};
@@ -142,7 +142,7 @@ impl Executor for CpuExecutor {
     }
 
     fn poison(&mut self, plan: PlanId) -> Result<()> {
-        self.plans[plan.0].slots.iter_mut().for_each(|slot| slot.fill(f32::NAN));
+        self.plans[plan.0].slots.iter_mut().for_each(|slot| slot.fill(f32::from_bits(POISON)));
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod gpu;
 pub mod reference;
+pub mod selftest;
 
 use std::sync::Arc;
 
@@ -13,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::graph::{Init, Role, TensorId};
 use crate::plan::{Operand, Plan};
 use crate::shape::{DType, TensorType};
+
+/// The word that poisons memory: NaN as a float, 2³² - 1 as an integer, 255 in each byte.
+const POISON: u32 = u32::MAX;
 
 /// A plan that an executor has loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,7 +48,7 @@ pub trait Executor: Send {
     /// Waits until every run so far is done.
     fn wait(&mut self) -> Result<()>;
 
-    /// Fills the plan's slots with NaN, so that a value no kernel wrote shows. For tests.
+    /// Fills the plan's slots with words that are NaN as floats and 255 as bytes, so that a value no kernel wrote shows. For tests.
     fn poison(&mut self, plan: PlanId) -> Result<()>;
 
     /// Bytes allocated on the device for leaves and slots.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
 
-use super::{Executor, PlanId, check_batches, check_read, check_write, initial_words};
+use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_words};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
 use crate::plan::{Operand, Place, Plan, Step};
@@ -303,7 +303,7 @@ impl Executor for GpuExecutor {
 
     fn poison(&mut self, plan: PlanId) -> Result<()> {
         for (slot, buffer) in self.plans[plan.0].plan.slots().iter().zip(&self.plans[plan.0].slots) {
-            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&vec![f32::NAN; slot.bytes / 4]));
+            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&vec![POISON; slot.bytes / 4]));
         }
         self.gpu.check_alive()
     }
