@@ -10,6 +10,8 @@ pub mod selftest;
 
 use std::sync::Arc;
 
+use self::cpu::CpuExecutor;
+use self::gpu::{Checks, DeviceChoice, Gpu, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::graph::{Init, Role, TensorId};
 use crate::plan::{Operand, Plan};
@@ -54,6 +56,21 @@ pub trait Executor: Send {
 
     /// Bytes allocated on the device for leaves and slots.
     fn allocated_bytes(&self) -> u64;
+}
+
+/// Opens the device that a choice comes to, and says why it is that one.
+///
+/// # Errors
+/// [`Error::UnknownDevice`] if nothing matches, or what opening the adapter brings.
+pub fn open(choice: &DeviceChoice) -> Result<(Box<dyn Executor>, String)> {
+    // The CPU path needs no driver, so asking for it must not wake one.
+    let adapters = if *choice == DeviceChoice::Cpu { Vec::new() } else { gpu::adapters() };
+    let (chosen, why) = gpu::choose(choice, &adapters)?;
+    let exec: Box<dyn Executor> = match chosen {
+        Some(index) => Box::new(GpuExecutor::new(Gpu::open(index, Checks::Off)?)),
+        None => Box::new(CpuExecutor::new(None)?),
+    };
+    Ok((exec, why))
 }
 
 /// Writes floats, see [`Executor::write`].
