@@ -96,6 +96,51 @@ fn a_device_without_immediates_is_unsupported() {
 }
 
 #[test]
+fn an_adopted_buffer_is_used_in_place_and_one_that_does_not_fit_is_refused() {
+    let Some(gpu) = gpu(Checks::Off) else { return };
+    let buffer = |size, usage| {
+        gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some("the host's"), size, usage, mapped_at_creation: false })
+    };
+    let all = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[3])));
+    let y = graph.relu(x).unwrap();
+    let plan = |capacity| Arc::new(Plan::new(&graph, &[y], capacity).unwrap());
+    let refused = |result: Result<()>, words: &str| {
+        let Err(error @ Error::Invalid { .. }) = &result else { panic!("{result:?}") };
+        assert!(error.to_string().contains(words), "{error}");
+    };
+
+    let mut exec = GpuExecutor::with_guards(gpu.clone());
+    refused(exec.adopt(&graph, x, buffer(44, all), 4), "found 44 bytes, expected at least 48");
+    refused(exec.adopt(&graph, x, buffer(48, wgpu::BufferUsages::COPY_DST), 4), "STORAGE");
+    refused(exec.adopt(&graph, y, buffer(48, all), 4), "found Value");
+    let limit = exec.max_tensor_bytes() as usize;
+    assert!(matches!(exec.adopt(&graph, x, buffer(48, all), limit / 8), Err(Error::BufferTooLarge { .. })));
+
+    // Larger than the tensor: what lies behind it is the host's.
+    let mine = buffer(64, all);
+    gpu.queue().write_buffer(&mine, 0, bytemuck::cast_slice(&[-7.0f32; 16]));
+    gpu.queue().write_buffer(&mine, 0, bytemuck::cast_slice(&[1.0f32, -2.0, 3.0]));
+    exec.adopt(&graph, x, mine, 4).unwrap();
+    refused(exec.load(plan(5)).map(drop), "load the largest plan first");
+    let id = exec.load(plan(4)).unwrap();
+    refused(exec.adopt(&graph, x, buffer(48, all), 4), "is loaded");
+    exec.run(id, &[1]).unwrap();
+    exec.check_guards().unwrap();
+    assert_eq!(read_f32(&mut exec, id, y, 1).unwrap(), [1.0, 0.0, 3.0]);
+    assert_eq!(read_f32(&mut exec, id, x, 1).unwrap(), [1.0, -2.0, 3.0]);
+
+    let mut exec = GpuExecutor::new(gpu.clone());
+    exec.adopt(&graph, x, buffer(48, wgpu::BufferUsages::STORAGE), 4).unwrap();
+    let id = exec.load(plan(4)).unwrap();
+    refused(write_f32(&mut exec, x, &[0.0; 3]), "COPY_DST");
+    refused(exec.read(id, x, 1).map(drop), "COPY_SRC");
+    exec.run(id, &[4]).unwrap();
+    exec.wait().unwrap();
+}
+
+#[test]
 fn a_tensor_over_the_adapters_limit_is_refused_before_anything_is_allocated() {
     let Some(gpu) = gpu(Checks::Off) else { return };
     let mut exec = GpuExecutor::new(gpu);

@@ -89,19 +89,6 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         ("shader-f16", wgpu::Features::SHADER_F16),
         ("pipeline-cache", wgpu::Features::PIPELINE_CACHE),
     ];
-    let mut lacks = Vec::new();
-    if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
-        lacks.push("immediates of 4 bytes".to_owned());
-    }
-    for (what, found, needed) in [
-        ("invocations of a workgroup", limits.max_compute_invocations_per_workgroup, INVOCATIONS),
-        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES),
-        ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
-    ] {
-        if found < needed {
-            lacks.push(format!("{what}: found {found}, needed {needed}"));
-        }
-    }
     AdapterSummary {
         index,
         kind: match info.device_type {
@@ -120,8 +107,26 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         max_invocations: limits.max_compute_invocations_per_workgroup,
         max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
         features: wanted.iter().filter(|(_, feature)| features.contains(*feature)).map(|(name, _)| (*name).to_owned()).collect(),
-        lacks,
+        lacks: lacks(features, &limits),
     }
+}
+
+/// What every kernel needs and these features and limits lack.
+fn lacks(features: wgpu::Features, limits: &wgpu::Limits) -> Vec<String> {
+    let mut lacks = Vec::new();
+    if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
+        lacks.push("IMMEDIATES with max_immediate_size of 4".to_owned());
+    }
+    for (what, found, needed) in [
+        ("invocations of a workgroup", limits.max_compute_invocations_per_workgroup, INVOCATIONS),
+        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES),
+        ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
+    ] {
+        if found < needed {
+            lacks.push(format!("{what}: found {found}, needed {needed}"));
+        }
+    }
+    lacks
 }
 
 /// The most bytes a storage buffer can have and be bound whole.
@@ -227,16 +232,15 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Works on a device that the host program opened, with `IMMEDIATES` among its features and `max_immediate_size` of at
-    /// least 4. The host keeps its own error and device-lost callbacks.
+    /// Works on a device that the host program opened with the feature `IMMEDIATES` and `max_immediate_size` of at least 4;
+    /// every other limit may be wgpu's default. The host keeps its own error and device-lost callbacks.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device was opened with less than every kernel needs.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, name: &str, checks: Checks) -> Result<Self> {
-        let limits = device.limits();
-        if !device.features().contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
-            let lacks = format!("Features::IMMEDIATES with max_immediate_size 4: found {}", limits.max_immediate_size);
-            return Err(Error::Unsupported { adapter: name.to_owned(), lacks });
+        let lacks = lacks(device.features(), &device.limits());
+        if !lacks.is_empty() {
+            return Err(Error::Unsupported { adapter: name.to_owned(), lacks: lacks.join("; ") });
         }
         Ok(Self { device, queue, name: name.to_owned(), checks, loss: Arc::default(), uncaught: Arc::default() })
     }
