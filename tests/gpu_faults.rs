@@ -376,8 +376,9 @@ fn executors_that_come_and_go_leave_no_memory_behind() {
     let Some(gpu) = gpu(Checks::Off) else { return };
     let held = || {
         let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
-        let report = gpu.device().generate_allocator_report().expect("Vulkan and DX12 report their allocations");
-        (report.allocations.len(), report.total_allocated_bytes, report.total_reserved_bytes)
+        // Metal keeps no such books; then there is nothing to compare.
+        let report = gpu.device().generate_allocator_report();
+        report.map(|report| (report.allocations.len(), report.total_allocated_bytes, report.total_reserved_bytes))
     };
     let mut after_first = None;
     for _ in 0..50 {

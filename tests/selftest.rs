@@ -13,6 +13,7 @@ use shadernet::exec::gpu::{Checks, GpuExecutor};
 use shadernet::exec::selftest::{MAX_ELEMENTS, Verdict, compare, selftest};
 use shadernet::graph::{Graph, Init, TensorId};
 use shadernet::ops::activation::Function;
+use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
 use shadernet::plan::Plan;
 use shadernet::shape::{DType, Shape, TensorType};
@@ -57,6 +58,47 @@ fn sound_kernels_pass_on_cpu_and_gpu() {
         assert!(verdict.worst <= 1.0, "{verdict:?}");
     }
     assert!(on_cpu(&[&plan]).iter().any(|verdict| verdict.kernel == "matmul" && verdict.step == "dense_0: matmul"));
+}
+
+/// A training step with everything that is not a float or not an output: bytes, labels, counters, Adam in place.
+fn training_step() -> Plan {
+    let mut graph = Graph::new();
+    let shard = graph.input("shard", TensorType::u8(Shape::fixed(&[12, 6 * 6 * 3])));
+    let labels = graph.input("labels", TensorType::u32(Shape::fixed(&[12])));
+    let order = graph.input("order", TensorType::u32(Shape::fixed(&[12])));
+    let clock = graph.state("clock", TensorType::u32(Shape::fixed(&[2])), 0.0);
+    let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.0);
+    let log = graph.state("log", TensorType::f32(Shape::fixed(&[5, 2])), 0.0);
+    let images = graph.gather_images(&[shard], [6, 6, 3], 1.0 / 255.0, order, clock).unwrap();
+    let labels = graph.gather_labels(labels, order, clock).unwrap();
+    let window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid };
+    let pooled = graph.max_pool2d(images, window).unwrap();
+    let flat = graph.reshape(pooled, &[27]).unwrap();
+    let w = graph.param("kernel", Shape::fixed(&[27, 10]), Init::GlorotUniform { fan_in: 27, fan_out: 10 });
+    let logits = graph.matmul(flat, w).unwrap();
+    let loss = graph.softmax_cross_entropy(logits, labels).unwrap();
+    let correct = graph.correct(logits, labels).unwrap();
+    let grad = gradients(&mut graph, loss, &[w]).unwrap()[0];
+    let moments = ["m", "v"].map(|name| graph.state(name, TensorType::f32(Shape::fixed(&[27, 10])), 0.0));
+    let adam = Adam::default();
+    let roots = [
+        graph.adam(adam, w, moments, grad, rate).unwrap(),
+        graph.record(loss, correct, clock, log).unwrap(),
+        graph.tick(adam.tick(), rate, clock).unwrap(),
+    ];
+    Plan::new(&graph, &roots, 4).unwrap()
+}
+
+#[test]
+fn a_whole_training_step_passes_bytes_counters_and_updates_included() {
+    let plan = training_step();
+    let cases = on_cpu(&[&plan]);
+    for verdict in cases.iter().chain(&on_gpu(&[&plan], Checks::Off).unwrap_or_default()) {
+        assert_eq!(verdict.problem, None);
+    }
+    for kernel in ["gather_images", "adam", "tick", "record"] {
+        assert!(cases.iter().any(|verdict| verdict.kernel == kernel), "{kernel} is in {cases:?}");
+    }
 }
 
 #[test]
