@@ -243,7 +243,7 @@ fn killed_child() {
 
 fn train_in(folder: &Path) {
     let (train, test) = images(40);
-    let config = TrainConfig { epochs: 6, checkpoint_dir: Some(folder.into()), checkpoint_steps: Some(1), resume: true, ..config() };
+    let config = TrainConfig { epochs: 20, checkpoint_dir: Some(folder.into()), checkpoint_steps: Some(1), resume: true, ..config() };
     let mut trainer = Trainer::new(cpu(1), small(), &train, &test, config).expect("every checkpoint loads");
     trainer.fit(&mut go_on).unwrap();
     trainer.save_model(&folder.join("out.safetensors")).unwrap();
@@ -268,7 +268,7 @@ fn a_run_killed_at_random_moments_ends_identical_to_an_uninterrupted_one() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let patience = 20.0 + 160.0 * common::noise(11, killed + 1000 * finished);
+        let patience = 5.0 + 100.0 * common::noise(11, killed + 1000 * finished);
         let deadline = std::time::Instant::now() + std::time::Duration::from_millis(patience as u64);
         let status = loop {
             match child.try_wait().unwrap() {
