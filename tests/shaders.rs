@@ -41,6 +41,12 @@ fn constants(module: &Module) -> HashMap<String, u32> {
     module.constants.iter().filter_map(|(_, constant)| Some((constant.name.clone()?, number(constant.init)?))).collect()
 }
 
+/// Names and types of a structure's members; nothing for other types.
+fn members(module: &Module, ty: naga::Handle<naga::Type>) -> Vec<(String, TypeInner)> {
+    let TypeInner::Struct { members, .. } = &module.types[ty].inner else { return Vec::new() };
+    members.iter().map(|member| (member.name.clone().unwrap_or_default(), module.types[member.ty].inner.clone())).collect()
+}
+
 #[test]
 fn every_shader_is_valid_and_has_the_form_of_the_house() {
     for (stem, source) in files() {
@@ -71,7 +77,7 @@ fn every_shader_is_valid_and_has_the_form_of_the_house() {
                     assert!(runtime, "{stem}.wgsl: binding {} is a plain array", binding.binding);
                     bindings.push((binding.binding, access.contains(StorageAccess::STORE)));
                 }
-                AddressSpace::Immediate => immediates.push((variable.name.clone().unwrap(), module.types[variable.ty].inner.clone())),
+                AddressSpace::Immediate => immediates.push(members(&module, variable.ty)),
                 AddressSpace::WorkGroup | AddressSpace::Private => {}
                 other => panic!("{stem}.wgsl: a variable in {other:?}"),
             }
@@ -80,7 +86,8 @@ fn every_shader_is_valid_and_has_the_form_of_the_house() {
         assert!(order.iter().copied().eq(0..order.len() as u32), "{stem}.wgsl: bindings in operand order from 0, found {order:?}");
         assert!(bindings.len() <= 8, "{stem}.wgsl: {} storage buffers", bindings.len());
         assert!(bindings.iter().any(|(_, writable)| *writable), "{stem}.wgsl: writes nothing");
-        assert_eq!(immediates, [("batch".to_owned(), TypeInner::Scalar(naga::Scalar::U32))], "{stem}.wgsl");
+        let batch = ("batch".to_owned(), TypeInner::Scalar(naga::Scalar::U32));
+        assert_eq!(immediates, [vec![batch]], "{stem}.wgsl: the batch is the one immediate, in a structure as HLSL needs it");
     }
 }
 
@@ -158,11 +165,12 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
         assert_eq!(words[0], 0x0723_0203, "{name}: SPIR-V's magic number");
 
         let options = msl::Options { lang_version: (2, 4), ..Default::default() };
-        let (text, translated) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+        let (text, translated) =
+            msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
         assert!(translated.entry_point_names[0].is_ok() && text.contains("kernel void main_"), "{name}: MSL");
 
-        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
+        let immediates_target = Some(hlsl::BindTarget::default());
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, immediates_target, ..Default::default() };
         let pipeline = hlsl::PipelineOptions::default();
         let mut text = String::new();
         let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(&module, &info, None);

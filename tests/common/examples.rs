@@ -67,6 +67,7 @@ pub fn examples() -> Vec<Example> {
     }
     all.push(example(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], 67));
     all.push(example(Matmul { transpose_a: true, transpose_b: false }, &[batched(&[33]), batched(&[10])], 67));
+    convolutions(&mut all);
     pools(&mut all);
     for axes in [&[0, 1, 2][..], &[0, 3], &[1, 3], &[3]] {
         let (x, axes) = (batched(&[5, 7, 9]), Axes::new(axes));
@@ -86,6 +87,21 @@ pub fn examples() -> Vec<Example> {
     all.push(example(gather, &[shards[0], shards[1], shards[2], shards[0], integers(&[13]), clock], 3));
     all.push(example(GatherLabels, &[integers(&[13]), integers(&[13]), clock], 3));
     all
+}
+
+fn convolutions(all: &mut Vec<Example>) {
+    let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 0, right: 2 };
+    let strided = Conv2d { stride: [2, 1], padding: Padding::Same, ..Conv2d::default() };
+    let dilated = Conv2d { stride: [1, 2], padding: asymmetric, dilation: [2, 1], groups: 3 };
+    for (conv, [channels, filters]) in [(Conv2d::default(), [3, 70]), (strided, [17, 33]), (dilated, [6, 9])] {
+        let (x, w) = (batched(&[9, 7, channels]), fixed(&[3, 2, channels / conv.groups, filters]));
+        let y = output(conv, &[x, w]);
+        all.push(example(conv, &[x, w], 3));
+        all.push(example(Conv2dInputGrad { conv, input: [9, 7] }, &[y, w], 3));
+        for slices in [1, 4] {
+            all.push(example(Conv2dWeightGrad { conv, kernel: [3, 2], slices }, &[x, y], 3));
+        }
+    }
 }
 
 fn pools(all: &mut Vec<Example>) {
