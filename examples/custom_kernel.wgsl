@@ -12,7 +12,10 @@ override SLOPE: bool;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-var<immediate> batch: u32; // images in this run
+struct Call {
+    batch: u32, // images in this run
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(64)
 fn main(
@@ -22,7 +25,7 @@ fn main(
 ) {
     // Large dispatches are folded into two directions, and the last workgroup may reach past the end.
     let i = (group.y * groups.x + group.x) * 64u + lane;
-    if i < select(LEN, LEN * batch, BATCHED) {
+    if i < select(LEN, LEN * call.batch, BATCHED) {
         let gate = 1.0 / (1.0 + exp(-BETA * x[i]));
         y[i] = select(x[i] * gate, gate + BETA * x[i] * gate * (1.0 - gate), SLOPE);
     }

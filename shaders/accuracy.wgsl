@@ -17,17 +17,20 @@ const LANES = 256u;
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 @group(0) @binding(1) var<storage, read> labels: array<u32>;
 @group(0) @binding(2) var<storage, read_write> correct: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> objections: array<u32, LANES>; // [row][sharer]; at the end the lanes' counts
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) lane: u32) {
     var count = 0u;
-    for (var first = 0u; first < batch; first += LANES / SHARERS) {
+    for (var first = 0u; first < call.batch; first += LANES / SHARERS) {
         let row = first + lane / SHARERS;
         var objection = 1u;
-        if row < batch && labels[row] < COLUMNS {
+        if row < call.batch && labels[row] < COLUMNS {
             objection = 0u;
             let label = labels[row];
             let claimed = logits[row * COLUMNS + label];

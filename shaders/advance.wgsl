@@ -5,10 +5,13 @@
 // One invocation does it all. Dispatch: 1 workgroup. CPU twin: `Advance::reference` in src/ops/adam.rs.
 
 @group(0) @binding(0) var<storage, read_write> clock: array<u32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(1)
 fn main() {
     clock[0] += 1u;
-    clock[1] += batch;
+    clock[1] += call.batch;
 }

@@ -15,7 +15,10 @@ const LANES = 256u;
 @group(0) @binding(0) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> b: array<f32>;
 @group(0) @binding(2) var<storage, read_write> c: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(256)
 fn main(
@@ -24,7 +27,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let i = (group.y * groups.x + group.x) * LANES + lane;
-    if i < select(LEN, LEN * batch, BATCHED) {
+    if i < select(LEN, LEN * call.batch, BATCHED) {
         c[i] = select(a[i] + b[i], a[i] * b[i], PRODUCT);
     }
 }

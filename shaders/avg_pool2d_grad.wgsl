@@ -24,7 +24,10 @@ const LANES = 256u;
 
 @group(0) @binding(0) var<storage, read> dy: array<f32>;
 @group(0) @binding(1) var<storage, read_write> dx: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(256)
 fn main(
@@ -33,7 +36,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let i = (group.y * groups.x + group.x) * LANES + lane;
-    if i >= batch * H * W * C {
+    if i >= call.batch * H * W * C {
         return;
     }
     let channel = i % C;

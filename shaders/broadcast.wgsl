@@ -18,7 +18,10 @@ const LANES = 256u;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(256)
 fn main(
@@ -26,7 +29,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let len = select(1u, batch, BATCHED) * E0 * E1 * E2 * E3 * E4;
+    let len = select(1u, call.batch, BATCHED) * E0 * E1 * E2 * E3 * E4;
     let i = (group.y * groups.x + group.x) * LANES + lane;
     if i >= len {
         return;

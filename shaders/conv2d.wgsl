@@ -40,7 +40,10 @@ const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> x_tile: array<f32, (MAX_TILE_M + 1u) * STEP>; // [k][row]; the odd pitch spreads a column over the banks
 var<workgroup> w_tile: array<f32, MAX_TILE_N * STEP>;        // [k][column]
@@ -56,7 +59,7 @@ fn main(
 ) {
     let tile_m = AREA / TILE_N;
     let pitch = tile_m + 1u;
-    let rows = batch * OH * OW;
+    let rows = call.batch * OH * OW;
     let depth = KH * KW * CHANNELS;
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;

@@ -41,7 +41,10 @@ const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 @group(0) @binding(0) var<storage, read> dy: array<f32>;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dx: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> dy_tile: array<f32, (MAX_TILE_M + 1u) * STEP>; // [k][row]; the odd pitch spreads a column over the banks
 var<workgroup> w_tile: array<f32, (MAX_TILE_N + 1u) * STEP>;  // [k][column], likewise
@@ -58,7 +61,7 @@ fn main(
     let tile_m = AREA / TILE_N;
     let pitch = tile_m + 1u;
     let pitch_n = TILE_N + 1u;
-    let rows = batch * H * W;
+    let rows = call.batch * H * W;
     let depth = KH * KW * FILTERS;
     let tiles_n = (CHANNELS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;

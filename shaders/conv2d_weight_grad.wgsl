@@ -41,7 +41,10 @@ const LANES = 256u;
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> dy: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dw: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> x_tile: array<f32, MAX_TILE_M * STEP>;  // [k][row]
 var<workgroup> dy_tile: array<f32, MAX_TILE_N * STEP>; // [k][column]
@@ -67,7 +70,7 @@ fn main(
     let block_row = lane / (TILE_N / BLOCK) * BLOCK;
     let block_column = lane % (TILE_N / BLOCK) * BLOCK;
 
-    let pixels = batch * OH * OW;
+    let pixels = call.batch * OH * OW;
     let run = (pixels + SLICES - 1u) / SLICES;
     let first = min(slice * run, pixels);
     let end = min(first + run, pixels);

@@ -36,7 +36,10 @@ const LANES = 256u;
 @group(0) @binding(4) var<storage, read> order: array<u32>;
 @group(0) @binding(5) var<storage, read> clock: array<u32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(256)
 fn main(
@@ -45,7 +48,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let i = (group.y * groups.x + group.x) * LANES + lane;
-    if i >= batch * BYTES {
+    if i >= call.batch * BYTES {
         return;
     }
     let n = i / BYTES;

@@ -19,7 +19,10 @@ const LANES = 256u;
 @group(0) @binding(1) var<storage, read> order: array<u32>;
 @group(0) @binding(2) var<storage, read> clock: array<u32>;
 @group(0) @binding(3) var<storage, read_write> y: array<u32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(256)
 fn main(
@@ -28,7 +31,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let n = (group.y * groups.x + group.x) * LANES + lane;
-    if n >= batch {
+    if n >= call.batch {
         return;
     }
     let start = clock[1];

@@ -25,7 +25,10 @@ const LANES = 256u;
 @group(0) @binding(0) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> b: array<f32>;
 @group(0) @binding(2) var<storage, read_write> c: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> a_tile: array<f32, TILE * STEP>; // [k][row]
 var<workgroup> b_tile: array<f32, TILE * STEP>; // [k][column]
@@ -56,8 +59,8 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let rows = select(M, batch, M == 0u);
-    let depth = select(K, batch, K == 0u);
+    let rows = select(M, call.batch, M == 0u);
+    let depth = select(K, call.batch, K == 0u);
     let tiles_n = (N + TILE - 1u) / TILE;
     let tile = group.y * groups.x + group.x;
     let row0 = tile / tiles_n * TILE;

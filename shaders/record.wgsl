@@ -13,7 +13,10 @@ override STEPS: u32;
 @group(0) @binding(1) var<storage, read> correct: array<f32>;
 @group(0) @binding(2) var<storage, read> clock: array<u32>;
 @group(0) @binding(3) var<storage, read_write> log_rows: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(1)
 fn main() {

@@ -18,7 +18,10 @@ const LOWEST = -3.4028234e38;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> shared_values: array<f32, LANES>; // [row][sharer]
 
@@ -28,7 +31,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let rows = select(ROWS, ROWS * batch, BATCHED);
+    let rows = select(ROWS, ROWS * call.batch, BATCHED);
     let row = (group.y * groups.x + group.x) * (LANES / SHARERS) + lane / SHARERS;
     let end = select(0u, COLUMNS, row < rows);
 

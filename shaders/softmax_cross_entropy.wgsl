@@ -19,16 +19,19 @@ const NAN = 0x7fc00000u; // its bits
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 @group(0) @binding(1) var<storage, read> labels: array<u32>;
 @group(0) @binding(2) var<storage, read_write> loss: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> shared_values: array<f32, LANES>; // [row][sharer]
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) lane: u32) {
     var total = 0.0;
-    for (var first = 0u; first < batch; first += LANES / SHARERS) {
+    for (var first = 0u; first < call.batch; first += LANES / SHARERS) {
         let row = first + lane / SHARERS;
-        let end = select(0u, COLUMNS, row < batch);
+        let end = select(0u, COLUMNS, row < call.batch);
         var most = LOWEST;
         for (var c = lane % SHARERS; c < end; c += SHARERS) {
             most = max(most, logits[row * COLUMNS + c]);
@@ -39,7 +42,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
             sum += exp(logits[row * COLUMNS + c] - most);
         }
         sum = row_sum(lane, sum);
-        if row < batch && lane % SHARERS == 0u {
+        if row < call.batch && lane % SHARERS == 0u {
             let label = labels[row];
             let value = log(sum) + (most - logits[row * COLUMNS + min(label, COLUMNS - 1u)]);
             total += bitcast<f32>(select(bitcast<u32>(value), NAN, label >= COLUMNS));
@@ -54,7 +57,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         }
     }
     if lane == 0u {
-        loss[0] = shared_values[0] / f32(max(batch, 1u));
+        loss[0] = shared_values[0] / f32(max(call.batch, 1u));
     }
 }
 

@@ -19,7 +19,10 @@ const NAN = 0x7fc00000u; // its bits
 @group(0) @binding(1) var<storage, read> labels: array<u32>;
 @group(0) @binding(2) var<storage, read> dloss: array<f32>;
 @group(0) @binding(3) var<storage, read_write> dlogits: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> shared_values: array<f32, LANES>; // [row][sharer]
 
@@ -30,7 +33,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let row = (group.y * groups.x + group.x) * (LANES / SHARERS) + lane / SHARERS;
-    let end = select(0u, COLUMNS, row < batch);
+    let end = select(0u, COLUMNS, row < call.batch);
 
     var most = LOWEST;
     for (var c = lane % SHARERS; c < end; c += SHARERS) {
@@ -42,11 +45,11 @@ fn main(
         sum += exp(logits[row * COLUMNS + c] - most);
     }
     sum = row_sum(lane, sum);
-    if row >= batch {
+    if row >= call.batch {
         return;
     }
     let label = labels[row];
-    let scale = dloss[0] / f32(batch);
+    let scale = dloss[0] / f32(call.batch);
     for (var c = lane % SHARERS; c < end; c += SHARERS) {
         let probability = exp(logits[row * COLUMNS + c] - most) / sum;
         let value = (probability - f32(c == label)) * scale;

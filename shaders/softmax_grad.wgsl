@@ -17,7 +17,10 @@ const LANES = 256u;
 @group(0) @binding(0) var<storage, read> y: array<f32>;
 @group(0) @binding(1) var<storage, read> dy: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dx: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> shared_values: array<f32, LANES>; // [row][sharer]
 
@@ -27,7 +30,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let rows = select(ROWS, ROWS * batch, BATCHED);
+    let rows = select(ROWS, ROWS * call.batch, BATCHED);
     let row = (group.y * groups.x + group.x) * (LANES / SHARERS) + lane / SHARERS;
     let end = select(0u, COLUMNS, row < rows);
 

@@ -23,7 +23,10 @@ const RUN = 64u;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 var<workgroup> sums: array<f32, LANES>; // [sharer][output]
 
@@ -33,7 +36,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let e0 = select(E0, E0 * batch, BATCHED);
+    let e0 = select(E0, E0 * call.batch, BATCHED);
     let outputs = select(e0 * E2 * E4, E1 * E3, FIRST_SUMMED);
     let terms = select(E1 * E3, e0 * E2 * E4, FIRST_SUMMED);
     let output = (group.y * groups.x + group.x) * OUTPUTS + lane % OUTPUTS;

@@ -14,7 +14,10 @@ override STEP2: f32; // 1 - β2
 
 @group(0) @binding(0) var<storage, read_write> rate: array<f32>;
 @group(0) @binding(1) var<storage, read_write> clock: array<u32>;
-var<immediate> batch: u32;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
 
 @compute @workgroup_size(1)
 fn main() {
@@ -26,5 +29,5 @@ fn main() {
     rate[2] = after;
     rate[3] = (after - before) - step;
     clock[0] += 1u;
-    clock[1] += batch;
+    clock[1] += call.batch;
 }

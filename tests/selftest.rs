@@ -164,9 +164,9 @@ macro_rules! kernel_text {
             $scalar,
             ">;\n@group(0) @binding(1) var<storage, read_write> y: array<",
             $scalar,
-            ">;\nvar<immediate> batch: u32;\n",
+            ">;\nstruct Call { batch: u32 }\nvar<immediate> call: Call;\n",
             "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>) {\n",
-            "    let i = id.x;\n    let n = LEN * batch;\n    ",
+            "    let i = id.x;\n    let n = LEN * call.batch;\n    ",
             $body,
             "\n}\n"
         )
@@ -227,13 +227,13 @@ fn integers_bytes_and_updates_are_judged_too() {
     let nothing = problem(kernel_text!("u32", "if i > n { y[i] = x[i]; }"), bytes, false).unwrap().unwrap();
     assert!(nothing.contains(" is 255, expected"), "{nothing}");
 
-    let in_place = "override LEN: u32;\n@group(0) @binding(0) var<storage, read_write> x: array<f32>;\nvar<immediate> batch: u32;\n\
+    let in_place = "override LEN: u32;\n@group(0) @binding(0) var<storage, read_write> x: array<f32>;\nstruct Call { batch: u32 }\nvar<immediate> call: Call;\n\
         @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) \
-        { if id.x < LEN * batch { x[id.x] = 2.0 * x[id.x]; } }";
+        { if id.x < LEN * call.batch { x[id.x] = 2.0 * x[id.x]; } }";
     assert_eq!(problem(in_place, floats(), true).unwrap(), None);
-    let idle = "override LEN: u32;\n@group(0) @binding(0) var<storage, read_write> x: array<f32>;\nvar<immediate> batch: u32;\n\
+    let idle = "override LEN: u32;\n@group(0) @binding(0) var<storage, read_write> x: array<f32>;\nstruct Call { batch: u32 }\nvar<immediate> call: Call;\n\
         @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) \
-        { if id.x > LEN * batch { x[id.x] = 0.0; } }";
+        { if id.x > LEN * call.batch { x[id.x] = 0.0; } }";
     assert!(problem(idle, floats(), true).unwrap().unwrap().contains("operand 0: element"));
 }
 

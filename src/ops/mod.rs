@@ -66,7 +66,8 @@ impl Workgroups {
     }
 }
 
-/// A WGSL program: valid WGSL as it stands, entry point `main`, `var<immediate> batch: u32`.
+/// A WGSL program: valid WGSL as it stands, entry point `main`, `struct Call { batch: u32 }` and `var<immediate> call: Call`
+/// (naga writes HLSL, for DX12, only of immediates that are structures).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kernel {
     /// The file's stem; names the pipeline in profiles and errors.

@@ -1,8 +1,12 @@
 //! What the integration tests share: devices, noise, comparators that can fail, and the check of one operator.
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part of it")]
 
-use std::sync::Arc;
+pub mod altered;
+pub mod examples;
 
+use std::sync::{Arc, OnceLock};
+
+pub use altered::Altered;
 use shadernet::error::Result;
 use shadernet::exec::cpu::CpuExecutor;
 use shadernet::exec::gpu::{Checks, Gpu, GpuExecutor, adapters};
@@ -27,12 +31,17 @@ pub fn gpu(checks: Checks) -> Option<Gpu> {
     Some(Gpu::open(found.index, checks).expect("the adapter opens"))
 }
 
+/// The adapter under test, opened once for a test program with checks off and once with checks on. Tests that may break a
+/// device open their own.
+pub fn shared_gpus() -> &'static [Gpu] {
+    static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
+    GPUS.get_or_init(|| [Checks::Off, Checks::On].into_iter().filter_map(gpu).collect())
+}
+
 /// Both kinds of executor: the CPU's, and the GPU's with guard bands, its kernels checked and unchecked.
 pub fn executors() -> Vec<Box<dyn Guarded>> {
     let mut all: Vec<Box<dyn Guarded>> = vec![Box::new(CpuExecutor::new(Some(2)).unwrap())];
-    for checks in [Checks::Off, Checks::On] {
-        all.extend(gpu(checks).map(|gpu| Box::new(GpuExecutor::with_guards(gpu)) as Box<dyn Guarded>));
-    }
+    all.extend(shared_gpus().iter().map(|gpu| Box::new(GpuExecutor::with_guards(gpu.clone())) as Box<dyn Guarded>));
     all
 }
 

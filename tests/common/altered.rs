@@ -1,0 +1,86 @@
+//! An operator that is another one in everything but its kernels: how tests see a defect noticed.
+
+use std::sync::Arc;
+
+use shadernet::error::Result;
+use shadernet::graph::{Graph, TensorId};
+use shadernet::ops::{Cpu, Launch, Op, Reference, Rules};
+use shadernet::shape::TensorType;
+
+/// What a test does to a CPU kernel's output after it has run.
+pub type Damage = fn(&mut [f32]);
+
+/// Delegates to an operator, except that the text of its WGSL kernel or the result of its CPU kernel is another.
+#[derive(Debug)]
+pub struct Altered {
+    pub op: Op,
+    /// The kernel's text, if it is not the operator's.
+    pub source: Option<&'static str>,
+    /// What is done to the output of the CPU kernel, if anything.
+    pub damage: Option<Damage>,
+}
+
+impl Altered {
+    /// An operator with this text for its kernel. The text lives to the program's end, as those of kernels do.
+    pub fn kernel(op: impl Into<Op>, source: String) -> Op {
+        Op::Custom(Arc::new(Self { op: op.into(), source: Some(source.leak()), damage: None }))
+    }
+
+    /// An operator whose CPU kernel's output is spoilt.
+    pub fn cpu_output(op: impl Into<Op>, damage: Damage) -> Op {
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: Some(damage) }))
+    }
+}
+
+impl Rules for Altered {
+    fn name(&self) -> &'static str {
+        self.op.rules().name()
+    }
+
+    fn arity(&self) -> usize {
+        self.op.rules().arity()
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
+        self.op.rules().infer(inputs)
+    }
+
+    fn backward(&self, graph: &mut Graph, inputs: &[TensorId], output: TensorId, grad: TensorId) -> Result<Vec<Option<TensorId>>> {
+        self.op.rules().backward(graph, inputs, output, grad)
+    }
+
+    fn reference(&self, args: &mut Reference<'_>) {
+        self.op.rules().reference(args);
+    }
+
+    fn cpu(&self, args: &mut Cpu<'_>) -> bool {
+        let ran = self.op.rules().cpu(args);
+        if let Some(damage) = self.damage {
+            assert!(ran, "{} has no CPU kernel to damage", self.name());
+            damage(args.output);
+        }
+        ran
+    }
+
+    fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
+        let mut launch = self.op.rules().launch(inputs, output);
+        launch.kernel.source = self.source.unwrap_or(launch.kernel.source);
+        launch
+    }
+
+    fn updates(&self) -> &[usize] {
+        self.op.rules().updates()
+    }
+
+    fn is_view(&self) -> bool {
+        self.op.rules().is_view()
+    }
+
+    fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
+        self.op.rules().domain(input, inputs)
+    }
+
+    fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
+        self.op.rules().terms(inputs, batch)
+    }
+}

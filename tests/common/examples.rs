@@ -1,0 +1,121 @@
+//! One or more applications of every operator that has a kernel, for tests that go over all kernels.
+
+use shadernet::ops::activation::Function;
+use shadernet::ops::reduce::Axes;
+use shadernet::ops::window::{Padding, Window};
+use shadernet::ops::*;
+use shadernet::shape::{Shape, TensorType};
+
+/// An operator on operands of these types, at this batch.
+#[derive(Clone, Debug)]
+pub struct Example {
+    pub op: Op,
+    pub types: Vec<TensorType>,
+    pub batch: usize,
+}
+
+pub fn example(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Example {
+    Example { op: op.into(), types: types.to_vec(), batch }
+}
+
+pub fn fixed(extents: &[usize]) -> TensorType {
+    TensorType::f32(Shape::fixed(extents))
+}
+
+pub fn batched(extents: &[usize]) -> TensorType {
+    TensorType::f32(Shape::batched(extents))
+}
+
+pub fn integers(extents: &[usize]) -> TensorType {
+    TensorType::u32(Shape::fixed(extents))
+}
+
+/// A label for each image.
+pub fn labels() -> TensorType {
+    TensorType::u32(Shape::batched(&[]))
+}
+
+/// What `op` gives for these operands.
+pub fn output(op: impl Into<Op>, types: &[TensorType]) -> TensorType {
+    op.into().rules().infer(types).unwrap_or_else(|e| panic!("{e}"))
+}
+
+pub const FUNCTIONS: [Function; 5] =
+    [Function::Relu, Function::LeakyRelu { slope: 0.3 }, Function::Sigmoid, Function::Tanh, Function::Gelu];
+
+/// Every operator with a kernel, in the order of the list of operators.
+pub fn examples() -> Vec<Example> {
+    let mut all = Vec::new();
+    for function in FUNCTIONS {
+        let x = batched(&[7, 9, 5]);
+        all.push(example(Activation { function }, &[x], 3));
+        all.push(example(ActivationGrad { function }, &[x, x], 3));
+    }
+    let adam = Adam::default();
+    let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[4]), integers(&[2]), fixed(&[]));
+    all.push(example(adam, &[param, param, param, param, rate], 1));
+    all.push(example(adam.tick(), &[rate, clock], 3));
+    all.push(example(Advance, &[clock], 3));
+    all.push(example(Record, &[scalar, scalar, clock, fixed(&[7, 2])], 1));
+    all.push(example(Add, &[batched(&[33, 9]); 2], 3));
+    all.push(example(Mul, &[fixed(&[300]); 2], 1));
+    all.push(example(BiasAdd, &[batched(&[5, 3, 33]), fixed(&[33])], 3));
+    for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
+        let a = fixed(&if transpose_a { [33, 70] } else { [70, 33] });
+        let b = fixed(&if transpose_b { [67, 33] } else { [33, 67] });
+        all.push(example(Matmul { transpose_a, transpose_b }, &[a, b], 1));
+    }
+    all.push(example(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], 67));
+    all.push(example(Matmul { transpose_a: true, transpose_b: false }, &[batched(&[33]), batched(&[10])], 67));
+    convolutions(&mut all);
+    pools(&mut all);
+    for axes in [&[0, 1, 2][..], &[0, 3], &[1, 3], &[3]] {
+        let (x, axes) = (batched(&[5, 7, 9]), Axes::new(axes));
+        all.push(example(Sum { axes }, &[x], 3));
+        all.push(example(Broadcast { shape: x.shape, axes }, &[output(Sum { axes }, &[x])], 3));
+    }
+    for columns in [10, 300] {
+        let x = batched(&[columns]);
+        all.push(example(Softmax, &[x], 3));
+        all.push(example(SoftmaxGrad, &[x, x], 3));
+        all.push(example(SoftmaxCrossEntropy, &[x, labels()], 5));
+        all.push(example(SoftmaxCrossEntropyGrad, &[x, labels(), scalar], 5));
+        all.push(example(Accuracy, &[x, labels()], 30));
+    }
+    let shards = [5, 5, 3, 5].map(|images| TensorType::u8(Shape::fixed(&[images, 4 * 5 * 3])));
+    let gather = GatherImages { height: 4, width: 5, channels: 3, images_per_shard: 5, images: 13, scale: 1.0 / 255.0 };
+    all.push(example(gather, &[shards[0], shards[1], shards[2], shards[0], integers(&[13]), clock], 3));
+    all.push(example(GatherLabels, &[integers(&[13]), integers(&[13]), clock], 3));
+    all
+}
+
+fn convolutions(all: &mut Vec<Example>) {
+    let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 0, right: 2 };
+    let strided = Conv2d { stride: [2, 1], padding: Padding::Same, ..Conv2d::default() };
+    let dilated = Conv2d { stride: [1, 2], padding: asymmetric, dilation: [2, 1], groups: 3 };
+    for (conv, [channels, filters]) in [(Conv2d::default(), [3, 70]), (strided, [17, 33]), (dilated, [6, 9])] {
+        let (x, w) = (batched(&[9, 7, channels]), fixed(&[3, 2, channels / conv.groups, filters]));
+        let y = output(conv, &[x, w]);
+        all.push(example(conv, &[x, w], 3));
+        all.push(example(Conv2dInputGrad { conv, input: [9, 7] }, &[y, w], 3));
+        for slices in [1, 4] {
+            all.push(example(Conv2dWeightGrad { conv, kernel: [3, 2], slices }, &[x, y], 3));
+        }
+    }
+}
+
+fn pools(all: &mut Vec<Example>) {
+    let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 0, right: 1 };
+    for window in [
+        Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid },
+        Window { kernel: [3, 2], stride: [2, 1], dilation: [1, 2], padding: Padding::Same },
+        Window { kernel: [3, 3], stride: [1, 2], dilation: [1, 1], padding: asymmetric },
+    ] {
+        let x = batched(&[9, 7, 5]);
+        let y = output(MaxPool2d { window }, &[x]);
+        all.push(example(MaxPool2d { window }, &[x], 3));
+        all.push(example(MaxPool2dGrad { window }, &[x, y], 3));
+        all.push(example(AvgPool2d { window }, &[x], 3));
+        all.push(example(AvgPool2dGrad { window, input: [9, 7] }, &[y], 3));
+    }
+}

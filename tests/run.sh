@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Runs every test, on every kind of device that this machine can give.
+#
+#   tests/run.sh                      everything
+#   SHADERNET_TESTS=cpu tests/run.sh  without any GPU, the software ones included
+#
+# The whole suite runs once on the first adapter there is. What touches a GPU then runs again on Mesa's software adapter with
+# subgroups of 4 and of 16 in place of 8, and on SwiftShader, another driver with another compiler. On Debian and Ubuntu, as
+# root, what is missing is installed with apt. Nothing else is written outside the target folder.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+target=${CARGO_TARGET_DIR:-$PWD/target}
+work=$target/test-devices
+mkdir -p "$work/run"
+chmod 700 "$work/run"
+export MESA_SHADER_CACHE_DISABLE=true
+export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-$work/run} # Mesa asks for one
+
+failed=0
+summary=()
+
+# Runs a pass under a name: `pass NAME command…`.
+pass() {
+    local name=$1 start=$SECONDS verdict=ok
+    shift
+    printf '\n== %s ==\n' "$name"
+    "$@" || verdict=FAILED
+    [ $verdict = ok ] || failed=1
+    summary+=("$(printf '%-44s %5d s  %s' "$name" $((SECONDS - start)) $verdict)")
+}
+
+# Notes a pass that cannot be: `skip NAME reason`.
+skip() {
+    printf '\n== %s: skipped: %s ==\n' "$1" "$2"
+    summary+=("$(printf '%-44s %7s  skipped: %s' "$1" - "$2")")
+}
+
+finish() {
+    printf '\n%s\n' "${summary[@]}"
+    [ $failed = 0 ] && echo 'all passed' || echo 'FAILED'
+    exit $failed
+}
+
+# The usable adapters, one a line.
+adapters() {
+    cargo test --quiet --test adapters -- --nocapture 2>"$work/adapters.log" | sed -n 's/^adapter: //p'
+}
+
+can_install() {
+    [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null
+}
+
+printf '== build ==\n'
+cargo test --no-run
+
+if [ "${SHADERNET_TESTS:-}" = cpu ]; then
+    pass 'everything, without a GPU' cargo test --no-fail-fast
+    skip 'every adapter' 'SHADERNET_TESTS=cpu'
+    finish
+fi
+
+found=$(adapters || true)
+if [ -z "$found" ] && can_install; then
+    echo 'No usable adapter: installing the software one.'
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mesa-vulkan-drivers libvulkan1 || true
+    found=$(adapters || true)
+fi
+if [ -z "$found" ]; then
+    cat "$work/adapters.log" >&2
+    cat >&2 <<'END'
+No usable adapter. Install a Vulkan driver, or the software one: packages mesa-vulkan-drivers and libvulkan1 on Debian and
+Ubuntu, mesa-vulkan-drivers and vulkan-loader on Fedora, vulkan-swrast on Arch. SHADERNET_TESTS=cpu tests without.
+END
+    exit 1
+fi
+printf 'Usable adapters:\n%s\n' "$found"
+
+pass 'everything, on the first adapter' cargo test --no-fail-fast
+
+# The test files that touch a GPU, and the unit tests.
+gpu_tests=(--lib)
+for file in $(grep -lE 'executors\(|check_op|GpuExecutor|common::gpu' tests/*.rs); do
+    gpu_tests+=(--test "$(basename "$file" .rs)")
+done
+
+if grep -qi llvmpipe <<<"$found"; then
+    for width in 128 512; do
+        pass "Mesa software adapter, subgroups of $((width / 32))" \
+            env SHADERNET_TEST_ADAPTER=llvmpipe LP_NATIVE_VECTOR_WIDTH=$width cargo test --no-fail-fast "${gpu_tests[@]}"
+    done
+else
+    skip 'Mesa software adapter, subgroups of 4 and 16' 'the driver is not installed'
+fi
+
+# SwiftShader comes with Debian's Chromium; its library and manifest alone are taken from the package.
+swiftshader() {
+    local folder=$work/swiftshader
+    icd=$folder/usr/lib/chromium/vk_swiftshader_icd.json
+    [ -f "$icd" ] && return
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
+    rm -rf "$folder" && mkdir -p "$folder"
+    if ! (cd "$folder" && apt-get download -qq chromium-common 2>/dev/null); then
+        can_install && apt-get update -qq && (cd "$folder" && apt-get download -qq chromium-common) || return 1
+    fi
+    dpkg-deb --fsys-tarfile "$folder"/chromium-common_*.deb |
+        tar -x -C "$folder" ./usr/lib/chromium/libvk_swiftshader.so ./usr/lib/chromium/vk_swiftshader_icd.json || return 1
+    rm -f "$folder"/*.deb
+}
+
+if swiftshader >"$work/swiftshader.log" 2>&1; then
+    # The loader took its drivers from the first variable until 1.3.207, and takes them from the second since.
+    pass 'SwiftShader' env SHADERNET_TEST_ADAPTER=swiftshader VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
+        cargo test --no-fail-fast "${gpu_tests[@]}"
+else
+    skip 'SwiftShader' "no chromium-common package to take it from (see $work/swiftshader.log)"
+fi
+finish

@@ -1,0 +1,213 @@
+//! Every file in `shaders/`, without a GPU: valid WGSL as it stands, of one form, launched with the constants it declares, and
+//! translated to every backend's language.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use common::examples::{Example, examples};
+use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Expression, Literal, Module, ShaderStage, StorageAccess, TypeInner};
+use shadernet::ops::Launch;
+
+/// The kernels by stem, with their text.
+fn files() -> BTreeMap<String, String> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let wgsl = files.filter(|path| path.extension().is_some_and(|extension| extension == "wgsl"));
+    wgsl.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap())).collect()
+}
+
+/// Parses and validates with nothing but what every adapter has.
+fn validate(stem: &str, source: &str) -> (Module, ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES).validate(&module);
+    let info = info.unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
+    (module, info)
+}
+
+fn launch(example: &Example) -> Launch {
+    let rules = example.op.rules();
+    rules.launch(&example.types, rules.infer(&example.types).unwrap())
+}
+
+/// A module's `const` numbers by name.
+fn constants(module: &Module) -> HashMap<String, u32> {
+    let number = |handle| match module.global_expressions[handle] {
+        Expression::Literal(Literal::U32(value)) => Some(value),
+        _ => None,
+    };
+    module.constants.iter().filter_map(|(_, constant)| Some((constant.name.clone()?, number(constant.init)?))).collect()
+}
+
+/// Names and types of a structure's members; nothing for other types.
+fn members(module: &Module, ty: naga::Handle<naga::Type>) -> Vec<(String, TypeInner)> {
+    let TypeInner::Struct { members, .. } = &module.types[ty].inner else { return Vec::new() };
+    members.iter().map(|member| (member.name.clone().unwrap_or_default(), module.types[member.ty].inner.clone())).collect()
+}
+
+#[test]
+fn every_shader_is_valid_and_has_the_form_of_the_house() {
+    for (stem, source) in files() {
+        let (module, _) = validate(&stem, &source);
+        assert!(source.starts_with(&format!("// {stem}: ")), "{stem}.wgsl: the first line names the kernel and says what it computes");
+        assert!(source.contains("CPU twin"), "{stem}.wgsl: the header says where the CPU twin is");
+        assert!(source.contains("Dispatch: "), "{stem}.wgsl: the header says how it is dispatched");
+        assert!(source.lines().all(|line| line.chars().count() <= 140), "{stem}.wgsl: a line is longer than 140");
+
+        let [entry] = &module.entry_points[..] else { panic!("{stem}.wgsl: one entry point") };
+        assert_eq!((entry.name.as_str(), entry.stage), ("main", ShaderStage::Compute), "{stem}.wgsl");
+        assert!(entry.workgroup_size_overrides.is_none(), "{stem}.wgsl: the size of a workgroup is written in the file");
+        let invocations: u32 = entry.workgroup_size.iter().product();
+        assert!(invocations <= 256, "{stem}.wgsl: {invocations} invocations");
+        assert!(entry.workgroup_size.iter().all(|&extent| extent <= 256), "{stem}.wgsl");
+        if let Some(lanes) = constants(&module).get("LANES") {
+            assert_eq!(*lanes, invocations, "{stem}.wgsl: LANES and the size of the workgroup");
+        }
+
+        let mut bindings = Vec::new();
+        let mut immediates = Vec::new();
+        for (_, variable) in module.global_variables.iter() {
+            match variable.space {
+                AddressSpace::Storage { access } => {
+                    let binding = variable.binding.as_ref().expect("a storage buffer has a binding");
+                    assert_eq!(binding.group, 0, "{stem}.wgsl: group 0 alone");
+                    let runtime = matches!(module.types[variable.ty].inner, TypeInner::Array { size: naga::ArraySize::Dynamic, .. });
+                    assert!(runtime, "{stem}.wgsl: binding {} is a plain array", binding.binding);
+                    bindings.push((binding.binding, access.contains(StorageAccess::STORE)));
+                }
+                AddressSpace::Immediate => immediates.push(members(&module, variable.ty)),
+                AddressSpace::WorkGroup | AddressSpace::Private => {}
+                other => panic!("{stem}.wgsl: a variable in {other:?}"),
+            }
+        }
+        let order: Vec<u32> = bindings.iter().map(|(binding, _)| *binding).collect();
+        assert!(order.iter().copied().eq(0..order.len() as u32), "{stem}.wgsl: bindings in operand order from 0, found {order:?}");
+        assert!(bindings.len() <= 8, "{stem}.wgsl: {} storage buffers", bindings.len());
+        assert!(bindings.iter().any(|(_, writable)| *writable), "{stem}.wgsl: writes nothing");
+        let batch = ("batch".to_owned(), TypeInner::Scalar(naga::Scalar::U32));
+        assert_eq!(immediates, [vec![batch]], "{stem}.wgsl: the batch is the one immediate, in a structure as HLSL needs it");
+    }
+}
+
+#[test]
+fn launches_bind_what_their_kernels_declare() {
+    for example in examples() {
+        let rules = example.op.rules();
+        let launch = launch(&example);
+        let (module, _) = validate(launch.kernel.name, launch.kernel.source);
+        let mut declared = Vec::new();
+        for (_, variable) in module.global_variables.iter() {
+            if let AddressSpace::Storage { access } = variable.space {
+                declared.push(access.contains(StorageAccess::STORE));
+            }
+        }
+        let mut bound: Vec<bool> = (0..example.types.len()).map(|i| rules.updates().contains(&i)).collect();
+        if rules.updates().is_empty() {
+            bound.push(true); // the output, last
+        }
+        assert_eq!(declared, bound, "{}: which of the bindings are written", launch.kernel.name);
+    }
+}
+
+#[test]
+fn launches_set_every_override_of_their_file_and_no_other() {
+    for example in examples() {
+        let launch = launch(&example);
+        let name = launch.kernel.name;
+        let (module, _) = validate(name, launch.kernel.source);
+        let set: BTreeSet<&str> = launch.constants.iter().map(|(constant, _)| *constant).collect();
+        assert_eq!(set.len(), launch.constants.len(), "{name}: a constant is set twice");
+        for (_, constant) in module.overrides.iter() {
+            let (given, default) = (set.contains(constant.name.as_deref().unwrap()), constant.init.is_some());
+            assert!(given || default, "{name}: the launch does not set {:?}, which has no default", constant.name);
+        }
+        for constant in set {
+            let known = module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(constant));
+            assert!(known, "{name}: the launch sets {constant}, which the file does not have");
+        }
+    }
+}
+
+#[test]
+fn every_shader_is_launched_by_some_operator_with_the_text_of_its_file() {
+    let mut files = files();
+    let mut launched = BTreeSet::new();
+    for example in examples() {
+        let kernel = launch(&example).kernel;
+        assert_eq!(files.get(kernel.name).map(String::as_str), Some(kernel.source), "{}.wgsl", kernel.name);
+        launched.insert(kernel.name);
+    }
+    files.retain(|stem, _| !launched.contains(stem.as_str()));
+    assert!(files.is_empty(), "no example launches {:?}", files.keys());
+}
+
+#[test]
+fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launches() {
+    for example in examples() {
+        let launch = launch(&example);
+        let name = launch.kernel.name;
+        let (module, info) = validate(name, launch.kernel.source);
+        let values = launch.constants.iter().map(|&(constant, value)| (constant.to_owned(), value)).collect();
+        let (module, info) = process_overrides(&module, &info, Some((ShaderStage::Compute, "main")), &values)
+            .unwrap_or_else(|e| panic!("{name}: {e} with {:?}", launch.constants));
+
+        let mut workgroup_bytes = 0;
+        for (_, variable) in module.global_variables.iter().filter(|(_, variable)| variable.space == AddressSpace::WorkGroup) {
+            workgroup_bytes += module.types[variable.ty].inner.size(module.to_ctx());
+        }
+        assert!(workgroup_bytes <= 16 * 1024, "{name}: {workgroup_bytes} bytes of workgroup memory");
+
+        let options = spv::Options { lang_version: (1, 3), ..Default::default() };
+        let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".to_owned() };
+        let words = spv::write_vec(&module, &info, &options, Some(&pipeline)).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+        assert_eq!(words[0], 0x0723_0203, "{name}: SPIR-V's magic number");
+
+        let options = msl::Options { lang_version: (2, 4), ..Default::default() };
+        let (text, translated) =
+            msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+        assert!(translated.entry_point_names[0].is_ok() && text.contains("kernel void main_"), "{name}: MSL");
+
+        let immediates_target = Some(hlsl::BindTarget::default());
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, immediates_target, ..Default::default() };
+        let pipeline = hlsl::PipelineOptions::default();
+        let mut text = String::new();
+        let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(&module, &info, None);
+        let reflected = written.unwrap_or_else(|e| panic!("{name}: HLSL: {e}"));
+        assert!(reflected.entry_point_names[0].is_ok() && text.contains("numthreads"), "{name}: HLSL");
+    }
+}
+
+/// What a workgroup takes is said twice: by the launch, which counts workgroups, and by the kernel, which finds its place.
+#[test]
+fn tiles_of_launches_are_those_of_their_kernels() {
+    for example in examples() {
+        let launch = launch(&example);
+        let name = launch.kernel.name;
+        let (module, _) = validate(name, launch.kernel.source);
+        let constants = constants(&module);
+        let set: HashMap<&str, u32> = launch.constants.iter().map(|&(constant, value)| (constant, value as u32)).collect();
+        let lanes = constants.get("LANES");
+        let tile = match name {
+            "matmul" => constants["TILE"],
+            "sum" => set["OUTPUTS"],
+            "softmax" | "softmax_grad" | "softmax_cross_entropy_grad" => lanes.unwrap() / set["SHARERS"],
+            // These are one workgroup, or so many whatever the batch.
+            "accuracy" | "advance" | "record" | "softmax_cross_entropy" | "tick" | "conv2d_weight_grad" => 1,
+            "conv2d" | "conv2d_input_grad" => constants["AREA"] / set["TILE_N"],
+            _ => *lanes.unwrap(),
+        };
+        assert_eq!(launch.workgroups.tile as u32, tile, "{name}");
+        if let Some(columns) = set.get("TILE_N") {
+            let largest = [constants["AREA"] / columns, *columns];
+            assert!(largest[0] <= constants["MAX_TILE_M"] && largest[1] <= constants["MAX_TILE_N"], "{name}: tile {largest:?}");
+        }
+        if let (Some(tile), Some(block)) = (constants.get("TILE"), constants.get("BLOCK")) {
+            assert_eq!((tile / block) * (tile / block), *lanes.unwrap(), "{name}: blocks of a tile and invocations");
+        }
+        for shared in ["SHARERS", "OUTPUTS"].iter().filter_map(|name| set.get(name)) {
+            assert!(shared.is_power_of_two() && shared <= lanes.unwrap(), "{name}: {shared}");
+        }
+    }
+}
