@@ -2,7 +2,6 @@
 
 use super::Conv2d;
 use crate::error::{Error, Result};
-use crate::ops::window::Window;
 use crate::shape::{DType, TensorType};
 
 /// The most elements one image or one weight may have: kernels index them with 32 bits, and a batch of them must follow.

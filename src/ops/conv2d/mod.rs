@@ -12,7 +12,7 @@ use geometry::{image, mismatch, weight};
 pub use grad::{Conv2dInputGrad, Conv2dWeightGrad};
 
 use super::window::{Padding, Window};
-use super::{Cpu, Kernel, LANES, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, Workgroups, kernel};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
