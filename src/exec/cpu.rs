@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Executor, PlanId, check_batches, check_read, check_write, initial_words};
+use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
 use crate::ops::{Cpu, CpuView};
@@ -93,8 +93,7 @@ impl Executor for CpuExecutor {
                 }
                 Some(_) => {}
                 None => {
-                    allocate(&leaf.label, words, 0.0)?;
-                    let words = initial_words(leaf.role, leaf.ty, plan.capacity());
+                    let words = allocate(&leaf.label, words, f32::from_bits(initial_word(leaf.role, leaf.ty.dtype)))?;
                     self.leaves[leaf.tensor.index()] = Some(Leaf { ty: leaf.ty, label: leaf.label.clone(), words });
                 }
             }
@@ -115,7 +114,8 @@ impl Executor for CpuExecutor {
 
     fn run(&mut self, plan: PlanId, batches: &[usize]) -> Result<()> {
         let Self { pool, leaves, plans, scratch } = self;
-        let Loaded { plan, slots } = &mut plans[plan.0];
+        let known = plans.len();
+        let Loaded { plan, slots } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
         check_batches(plan, batches)?;
         pool.install(|| {
             for &batch in batches {
@@ -128,7 +128,7 @@ impl Executor for CpuExecutor {
     }
 
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {
-        let Loaded { plan, slots } = &self.plans[plan.0];
+        let Loaded { plan, slots } = self.plans.get(plan.0).ok_or_else(|| unknown_plan(plan, self.plans.len()))?;
         let operand = check_read(plan, tensor, batch)?;
         let words = match operand.place {
             Place::Leaf(id) => &self.leaf(id)?.words,
@@ -142,7 +142,9 @@ impl Executor for CpuExecutor {
     }
 
     fn poison(&mut self, plan: PlanId) -> Result<()> {
-        self.plans[plan.0].slots.iter_mut().for_each(|slot| slot.fill(f32::NAN));
+        let known = self.plans.len();
+        let loaded = self.plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
+        loaded.slots.iter_mut().for_each(|slot| slot.fill(f32::from_bits(POISON)));
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod gpu;
 pub mod reference;
+pub mod selftest;
 
 use std::sync::Arc;
 
@@ -15,6 +16,9 @@ use crate::error::{Error, Result};
 use crate::graph::{Init, Role, TensorId};
 use crate::plan::{Operand, Plan};
 use crate::shape::{DType, TensorType};
+
+/// The word that poisons memory: NaN as a float, 2³² - 1 as an integer, 255 in each byte.
+const POISON: u32 = u32::MAX;
 
 /// A plan that an executor has loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +41,8 @@ pub trait Executor: Send {
     /// Writes a leaf: all of a fixed tensor, or a whole number of images, at most the capacity, of a batched one.
     fn write(&mut self, tensor: TensorId, bytes: &[u8]) -> Result<()>;
 
-    /// Runs a plan once for each batch, in order. May return before the device is done; [`read`](Self::read) waits.
+    /// Runs a plan once for each batch, in order. May return before the device is done; [`read`](Self::read) waits. That the
+    /// device was lost meanwhile shows at the latest there or in [`wait`](Self::wait).
     fn run(&mut self, plan: PlanId, batches: &[usize]) -> Result<()>;
 
     /// Reads a root of the plan or a leaf, `batch` images of it if it is batched, after all runs so far.
@@ -46,7 +51,7 @@ pub trait Executor: Send {
     /// Waits until every run so far is done.
     fn wait(&mut self) -> Result<()>;
 
-    /// Fills the plan's slots with NaN, so that a value no kernel wrote shows. For tests.
+    /// Fills the plan's slots with words that are NaN as floats and 255 as bytes, so that a value no kernel wrote shows. For tests.
     fn poison(&mut self, plan: PlanId) -> Result<()>;
 
     /// Bytes allocated on the device for leaves and slots.
@@ -114,16 +119,20 @@ fn check_read(plan: &Plan, tensor: TensorId, batch: usize) -> Result<Operand> {
         .ok_or_else(|| Error::invalid("the tensor to read", format!("node {}", tensor.index()), "a root or a leaf of the plan"))
 }
 
-/// The words a leaf starts with.
-fn initial_words(role: Role, ty: TensorType, capacity: usize) -> Vec<f32> {
+/// A plan that this executor did not load.
+fn unknown_plan(plan: PlanId, loaded: usize) -> Error {
+    Error::invalid("the plan to run", format!("number {} of another executor", plan.0), format!("one of the {loaded} loaded here"))
+}
+
+/// The word that fills a leaf at the start, as its bits.
+fn initial_word(role: Role, dtype: DType) -> u32 {
     let fill = match role {
         Role::State(fill) | Role::Constant(fill) | Role::Param(Init::Fill(fill)) => fill,
         _ => 0.0,
     };
-    let word = match ty.dtype {
-        DType::F32 => fill,
-        DType::U32 => f32::from_bits(fill as u32),
-        DType::U8 => f32::from_bits(u32::from_ne_bytes([fill as u8; 4])),
-    };
-    vec![word; ty.bytes(capacity) / 4]
+    match dtype {
+        DType::F32 => fill.to_bits(),
+        DType::U32 => fill as u32,
+        DType::U8 => u32::from_ne_bytes([fill as u8; 4]),
+    }
 }

@@ -1,11 +1,12 @@
 //! What the integration tests share: devices, noise, comparators that can fail, and the check of one operator.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part of it")]
 
 use std::sync::Arc;
 
 use shadernet::error::Result;
 use shadernet::exec::cpu::CpuExecutor;
 use shadernet::exec::gpu::{Checks, Gpu, GpuExecutor, adapters};
+pub use shadernet::exec::selftest::{TOLERANCE, compare, from_bytes, noise, sample, to_bytes, tolerance};
 use shadernet::exec::{Executor, reference};
 use shadernet::graph::{Graph, Init, TensorId};
 use shadernet::ops::Op;
@@ -52,62 +53,8 @@ impl Guarded for GpuExecutor {
     }
 }
 
-/// A reproducible number in `[0, 1)` for a place in a sequence (SplitMix64, Steele et al. 2014).
-pub fn noise(seed: u64, i: usize) -> f64 {
-    let mut z = (seed.wrapping_mul(0x2545_F491_4F6C_DD1D)).wrapping_add((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// Values of a type in a range; floats are multiples of 2⁻²⁰, so that f32 holds them exactly.
-pub fn sample(ty: TensorType, (low, high): (f64, f64), batch: usize, seed: u64) -> Vec<f64> {
-    let value = |i| match ty.dtype {
-        DType::F32 => f64::from(((low + (high - low) * noise(seed, i)) * 1_048_576.0).round() as f32 / 1_048_576.0),
-        _ => low + (noise(seed, i) * (high - low + 1.0)).floor(),
-    };
-    (0..ty.shape.len(batch)).map(value).collect()
-}
-
-/// Bytes of values in a tensor's element type.
-pub fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
-    match dtype {
-        DType::F32 => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
-        DType::U32 => values.iter().flat_map(|&v| (v as u32).to_le_bytes()).collect(),
-        DType::U8 => values.iter().map(|&v| v as u8).collect(),
-    }
-}
-
-/// Values from bytes of a tensor's element type.
-pub fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
-    let words = || bytes.chunks_exact(4).map(|word| <[u8; 4]>::try_from(word).unwrap());
-    match dtype {
-        DType::F32 => words().map(|word| f64::from(f32::from_le_bytes(word))).collect(),
-        DType::U32 => words().map(|word| f64::from(u32::from_le_bytes(word))).collect(),
-        DType::U8 => bytes.iter().map(|&byte| f64::from(byte)).collect(),
-    }
-}
-
-/// The largest difference, in units of the tolerance. An error unless every pair is proven close: NaN and wrong lengths fail.
-pub fn compare(got: &[f64], want: &[f64], tolerance: f64) -> Result<f64, String> {
-    if got.len() != want.len() {
-        return Err(format!("{} elements, expected {}", got.len(), want.len()));
-    }
-    let mut worst = 0.0f64;
-    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-        let difference = (g - w).abs() / w.abs().max(1.0);
-        if !(g == w || difference <= tolerance) {
-            return Err(format!("element {i} is {g}, expected {w} (tolerance {tolerance:e})"));
-        }
-        if g != w {
-            worst = worst.max(difference / tolerance);
-        }
-    }
-    Ok(worst)
-}
-
-/// Rounding of one f32 operation, times a little room: a sum of `terms` is held to it times the root of `terms`.
-pub const TOLERANCE: f64 = 1e-6;
+/// What was written, what was computed, what was expected, and whether the rest is untouched.
+type Written = (String, Vec<f64>, Vec<f64>, bool);
 
 /// Runs one operator on every executor at a batch below the plan's capacity, on drawn operands, and compares with the
 /// reference; checks too that nothing beyond the batch and in the guard bands was written. Returns the worst error in units
@@ -134,12 +81,12 @@ pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types:
     let values: Vec<Vec<f64>> = (0..types.len()).map(|i| sample(types[i], rules.domain(i, types), batch, 77 + i as u64)).collect();
     let mut judged: reference::Leaves = leaves.iter().copied().zip(values.iter().cloned()).collect();
     let wanted = reference::run(&plan, &mut judged, batch).map_err(|e| e.to_string())?;
-    let tolerance = TOLERANCE * (rules.terms(types, batch) as f64).sqrt().max(4.0);
+    let tolerance = tolerance(&op, types, batch);
 
     let mut worst = 0.0f64;
     for exec in executors {
         let device = exec.device();
-        let outcome = || -> Result<Vec<(String, Vec<f64>, Vec<f64>, bool)>> {
+        let outcome = || -> Result<Vec<Written>> {
             let id = exec.load(plan.clone())?;
             for (leaf, (value, ty)) in leaves.iter().zip(values.iter().zip(types)) {
                 if !value.is_empty() {

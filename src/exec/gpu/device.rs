@@ -89,19 +89,6 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         ("shader-f16", wgpu::Features::SHADER_F16),
         ("pipeline-cache", wgpu::Features::PIPELINE_CACHE),
     ];
-    let mut lacks = Vec::new();
-    if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
-        lacks.push("immediates of 4 bytes".to_owned());
-    }
-    for (what, found, needed) in [
-        ("invocations of a workgroup", limits.max_compute_invocations_per_workgroup, INVOCATIONS),
-        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES),
-        ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
-    ] {
-        if found < needed {
-            lacks.push(format!("{what}: found {found}, needed {needed}"));
-        }
-    }
     AdapterSummary {
         index,
         kind: match info.device_type {
@@ -120,8 +107,26 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         max_invocations: limits.max_compute_invocations_per_workgroup,
         max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
         features: wanted.iter().filter(|(_, feature)| features.contains(*feature)).map(|(name, _)| (*name).to_owned()).collect(),
-        lacks,
+        lacks: lacks(features, &limits),
     }
+}
+
+/// What every kernel needs and these features and limits lack.
+fn lacks(features: wgpu::Features, limits: &wgpu::Limits) -> Vec<String> {
+    let mut lacks = Vec::new();
+    if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
+        lacks.push("IMMEDIATES with max_immediate_size of 4".to_owned());
+    }
+    for (what, found, needed) in [
+        ("invocations of a workgroup", limits.max_compute_invocations_per_workgroup, INVOCATIONS),
+        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES),
+        ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
+    ] {
+        if found < needed {
+            lacks.push(format!("{what}: found {found}, needed {needed}"));
+        }
+    }
+    lacks
 }
 
 /// The most bytes a storage buffer can have and be bound whole.
@@ -160,7 +165,7 @@ pub fn choose(choice: &DeviceChoice, adapters: &[AdapterSummary]) -> Result<(Opt
         (DeviceChoice::Named(name), _) => {
             let wanted = name.to_lowercase();
             let by_index = wanted.parse::<usize>().ok().and_then(|index| adapters.get(index));
-            let by_name = || adapters.iter().find(|adapter| adapter.name.to_lowercase().contains(&wanted));
+            let by_name = || adapters.iter().find(|adapter| !wanted.is_empty() && adapter.name.to_lowercase().contains(&wanted));
             let found = by_index.or_else(by_name).ok_or_else(|| unknown(name))?;
             Ok((Some(found.index), format!("it matches {name:?}")))
         }
@@ -185,7 +190,7 @@ pub struct Gpu {
     pub(super) name: String,
     pub(super) checks: Checks,
     /// Why the device was lost, once it was.
-    pub(super) lost: Arc<Mutex<Option<String>>>,
+    pub(super) loss: Arc<Mutex<Option<String>>>,
     /// The first error that no scope caught.
     pub(super) uncaught: Arc<Mutex<Option<String>>>,
 }
@@ -215,7 +220,7 @@ impl Gpu {
         let (device, queue) =
             pollster::block_on(request).map_err(|e| Error::Unsupported { adapter: summary.name.clone(), lacks: e.to_string() })?;
         let gpu = Self::from_wgpu(device, queue, &summary.name, checks)?;
-        let lost = gpu.lost.clone();
+        let lost = gpu.loss.clone();
         gpu.device.set_device_lost_callback(move |reason, message| {
             lock(&lost).get_or_insert_with(|| format!("{reason:?}: {message}"));
         });
@@ -227,18 +232,17 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Works on a device that the host program opened, with `IMMEDIATES` among its features and `max_immediate_size` of at
-    /// least 4. The host keeps its own error and device-lost callbacks.
+    /// Works on a device that the host program opened with the feature `IMMEDIATES` and `max_immediate_size` of at least 4;
+    /// every other limit may be wgpu's default. The host keeps its own error and device-lost callbacks.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device was opened with less than every kernel needs.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, name: &str, checks: Checks) -> Result<Self> {
-        let limits = device.limits();
-        if !device.features().contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < 4 {
-            let lacks = format!("Features::IMMEDIATES with max_immediate_size 4: found {}", limits.max_immediate_size);
-            return Err(Error::Unsupported { adapter: name.to_owned(), lacks });
+        let lacks = lacks(device.features(), &device.limits());
+        if !lacks.is_empty() {
+            return Err(Error::Unsupported { adapter: name.to_owned(), lacks: lacks.join("; ") });
         }
-        Ok(Self { device, queue, name: name.to_owned(), checks, lost: Arc::default(), uncaught: Arc::default() })
+        Ok(Self { device, queue, name: name.to_owned(), checks, loss: Arc::default(), uncaught: Arc::default() })
     }
 
     /// The adapter's name.
@@ -256,10 +260,39 @@ impl Gpu {
         &self.queue
     }
 
-    /// An error if the device was lost, or failed outside any scope, since it was opened.
+    /// An error if the device is known to be lost, or failed outside any scope. Cheap; the loss of a device that still has
+    /// work, or whose callbacks are the host program's, shows only in [`check_device`](Self::check_device).
     pub(super) fn check_alive(&self) -> Result<()> {
-        let reason = lock(&self.lost).clone().or_else(|| lock(&self.uncaught).clone());
-        reason.map_or(Ok(()), |reason| Err(Error::DeviceLost { device: self.name.clone(), reason }))
+        // The callback of a lost device comes while the device is polled. What the poll itself says adds nothing.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        let reason = lock(&self.loss).clone().or_else(|| lock(&self.uncaught).clone());
+        reason.map_or(Ok(()), |reason| Err(self.lost(reason)))
+    }
+
+    /// An error if the device is lost: waits for its work, then asks it for a few bytes, which a lost one does not have.
+    pub(super) fn check_device(&self) -> Result<()> {
+        let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check_alive()?;
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let usage = wgpu::BufferUsages::COPY_SRC;
+        let probe = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some("probe"), size: 4, usage, mapped_at_creation: true });
+        let answers = probe.get_mapped_range(..).is_ok();
+        let [_, memory] = [validation, memory].map(|scope| pollster::block_on(scope.pop()));
+        if answers || memory.is_some() {
+            return Ok(());
+        }
+        Err(self.lost("it no longer answers".to_owned()))
+    }
+
+    /// What a failure comes to: the loss of the device where that is behind it, else the error itself.
+    pub(super) fn blame(&self, error: Error) -> Error {
+        self.check_device().err().unwrap_or(error)
+    }
+
+    /// [`Error::DeviceLost`] of this device.
+    pub(super) fn lost(&self, reason: String) -> Error {
+        Error::DeviceLost { device: self.name.clone(), reason }
     }
 }
 

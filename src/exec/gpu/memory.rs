@@ -16,25 +16,44 @@ const BAND: usize = 256;
 /// The word it is filled with.
 const GUARD_WORD: u32 = 0x5AFE_C0DE;
 
-/// A storage buffer of `bytes`, plus its guard band.
-pub(super) fn create(gpu: &Gpu, what: &str, bytes: usize, guard: Guard) -> Result<wgpu::Buffer> {
+/// Bytes of the buffer for a tensor of `bytes`, its guard band included. Something without elements still needs a buffer to bind.
+fn buffer_size(bytes: usize, guard: Guard) -> u64 {
     let band = if guard == Guard::Band { BAND } else { 0 };
-    // A tensor without elements still needs something to bind.
-    let size = (bytes.max(4) + band) as u64;
+    (bytes.max(4) + band) as u64
+}
+
+/// An error if no buffer on this adapter can be large enough.
+pub(super) fn check_size(gpu: &Gpu, what: &str, bytes: usize, guard: Guard) -> Result<()> {
+    let size = buffer_size(bytes, guard);
     let limit = super::device::max_tensor_bytes(&gpu.device.limits());
-    if size > limit {
-        return Err(Error::BufferTooLarge { what: what.to_owned(), bytes: size, limit, adapter: gpu.name.clone() });
+    if size <= limit {
+        return Ok(());
     }
+    Err(Error::BufferTooLarge { what: what.to_owned(), bytes: size, limit, adapter: gpu.name.clone() })
+}
+
+/// An error if a buffer, which may be the host program's, was not made for this use.
+pub(super) fn check_usage(what: &str, buffer: &wgpu::Buffer, usage: wgpu::BufferUsages) -> Result<()> {
+    if buffer.usage().contains(usage) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("the buffer of {what}"), format!("{:?}", buffer.usage()), format!("one with {usage:?}")))
+}
+
+/// A storage buffer of `bytes`, plus its guard band, filled with zeros.
+pub(super) fn create(gpu: &Gpu, what: &str, bytes: usize, guard: Guard) -> Result<wgpu::Buffer> {
+    check_size(gpu, what, bytes, guard)?;
+    let size = buffer_size(bytes, guard);
     let memory = gpu.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
     let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false });
     let errors = [validation, memory].map(|scope| pollster::block_on(scope.pop()));
     if errors.iter().any(Option::is_some) {
-        return Err(Error::OutOfMemory { what: what.to_owned(), bytes: size, device: gpu.name.clone() });
+        return Err(gpu.blame(Error::OutOfMemory { what: what.to_owned(), bytes: size, device: gpu.name.clone() }));
     }
     gpu.check_alive()?;
-    if band > 0 {
+    if guard == Guard::Band {
         gpu.queue.write_buffer(&buffer, bytes as u64, bytemuck::cast_slice(&vec![GUARD_WORD; (size as usize - bytes) / 4]));
     }
     Ok(buffer)
@@ -52,23 +71,9 @@ impl GpuExecutor {
         if bytes == 0 {
             return Ok(Vec::new());
         }
-        let lost = |reason: String| Error::DeviceLost { device: self.gpu.name.clone(), reason };
-        let device = &self.gpu.device;
-        let staging = match self.staging.take().filter(|staging| staging.size() >= bytes as u64) {
-            Some(staging) => staging,
-            None => {
-                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-                let label = Some("read-back");
-                let made = device.create_buffer(&wgpu::BufferDescriptor { label, size: bytes as u64, usage, mapped_at_creation: false });
-                if pollster::block_on(scope.pop()).is_some() {
-                    let device = self.gpu.name.clone();
-                    return Err(Error::OutOfMemory { what: "reading back".to_owned(), bytes: bytes as u64, device });
-                }
-                made
-            }
-        };
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("read-back") });
+        let staging = self.staging(bytes)?;
+        let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("read-back") });
         encoder.copy_buffer_to_buffer(buffer, offset as u64, &staging, 0, bytes as u64);
         self.gpu.queue.submit([encoder.finish()]);
         let (sender, receiver) = futures_intrusive::channel::shared::oneshot_channel();
@@ -76,18 +81,41 @@ impl GpuExecutor {
             // The receiver waits below, so the send cannot fail.
             let _ = sender.send(result);
         });
+        // All of these are valid calls, so what fails here is the device.
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(self.gpu.blame(self.gpu.lost(error.to_string())));
+        }
         self.in_flight.clear();
         self.poll(wgpu::PollType::wait_indefinitely())?;
-        match pollster::block_on(receiver.receive()) {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(lost(error.to_string())),
-            None => return Err(lost("the read-back was dropped".to_owned())),
-        }
-        let view = staging.slice(..bytes as u64).get_mapped_range().map_err(|error| lost(error.to_string()))?;
+        let mapped = match pollster::block_on(receiver.receive()) {
+            Some(result) => result.map_err(|error| error.to_string()),
+            None => Err("the read-back was dropped".to_owned()),
+        };
+        mapped.map_err(|reason| self.gpu.blame(self.gpu.lost(reason)))?;
+        let view = staging.slice(..bytes as u64).get_mapped_range().map_err(|error| self.gpu.lost(error.to_string()))?;
         let content = view.to_vec();
         drop(view);
         staging.unmap();
         self.staging = Some(staging);
         Ok(content)
+    }
+
+    /// A buffer that the host can read, at least this large: the last one if it will do.
+    fn staging(&mut self, bytes: usize) -> Result<wgpu::Buffer> {
+        if let Some(staging) = self.staging.take().filter(|staging| staging.size() >= bytes as u64) {
+            return Ok(staging);
+        }
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let label = Some("read-back");
+        let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let descriptor = wgpu::BufferDescriptor { label, size: bytes as u64, usage, mapped_at_creation: false };
+        let staging = self.gpu.device.create_buffer(&descriptor);
+        match pollster::block_on(scope.pop()) {
+            None => Ok(staging),
+            Some(_) => {
+                let device = self.gpu.name.clone();
+                Err(Error::OutOfMemory { what: "reading back".to_owned(), bytes: bytes as u64, device })
+            }
+        }
     }
 }

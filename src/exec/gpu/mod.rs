@@ -4,6 +4,7 @@
 //! batch, dispatch.
 
 mod device;
+mod embed;
 mod memory;
 mod pipeline;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
 
-use super::{Executor, PlanId, check_batches, check_read, check_write, initial_words};
+use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
 use crate::plan::{Operand, Place, Plan, Step};
@@ -45,6 +46,8 @@ struct Leaf {
     label: String,
     bytes: usize,
     buffer: wgpu::Buffer,
+    /// Whether it is the host program's buffer: then it has no guard band, and may be larger than the tensor.
+    adopted: bool,
 }
 
 struct Loaded {
@@ -83,63 +86,13 @@ impl GpuExecutor {
         &self.gpu
     }
 
-    /// Uses the host program's own buffer for an input, before the plan that reads it is loaded. Nothing is copied.
-    ///
-    /// # Errors
-    /// If the input is loaded already, or the buffer is smaller than the tensor at `capacity`, or not a `STORAGE` buffer.
-    pub fn adopt(&mut self, graph: &crate::graph::Graph, tensor: TensorId, buffer: wgpu::Buffer, capacity: usize) -> Result<()> {
-        let ty = graph.ty(tensor);
-        let label = graph.node(tensor).label.clone();
-        let bytes = ty.bytes(capacity);
-        if buffer.size() < bytes as u64 || !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            let found = format!("{} bytes, {:?}", buffer.size(), buffer.usage());
-            return Err(Error::invalid(format!("the buffer for {label}"), found, format!("a STORAGE buffer of {bytes} bytes")));
-        }
-        let slot = self.leaf_slot(tensor);
-        if slot.is_some() {
-            return Err(Error::invalid(format!("the buffer for {label}"), "a loaded tensor", "one that no plan has loaded yet"));
-        }
-        *slot = Some(Leaf { ty, label, bytes, buffer });
-        Ok(())
-    }
-
-    /// The buffer of a leaf or of a root of a plan, for a host that goes on computing with it on the device.
-    ///
-    /// # Errors
-    /// If the tensor is neither.
-    pub fn buffer(&self, plan: PlanId, tensor: TensorId) -> Result<&wgpu::Buffer> {
-        let loaded = &self.plans[plan.0];
-        let operand = check_read(&loaded.plan, tensor, 0)?;
-        Ok(self.place(loaded, &operand))
-    }
-
-    /// Records one run of a plan into the host's own encoder, as one compute pass.
-    ///
-    /// # Errors
-    /// If the batch is larger than the plan's capacity.
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, plan: PlanId, batch: usize) -> Result<()> {
-        let loaded = &self.plans[plan.0];
-        check_batches(&loaded.plan, &[batch])?;
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for dispatch in &loaded.dispatches {
-            let (x, y) = fold(dispatch.workgroups.count(batch));
-            if x == 0 {
-                continue;
-            }
-            pass.set_pipeline(&dispatch.pipeline.compute);
-            pass.set_bind_group(0, &dispatch.bindings, &[]);
-            pass.set_immediates(0, &(batch as u32).to_le_bytes());
-            pass.dispatch_workgroups(x, y, 1);
-        }
-        Ok(())
-    }
-
     /// Compares every guard band with what was written there.
     ///
     /// # Errors
     /// [`Error::Kernel`] naming the first buffer whose band was touched.
     pub fn check_guards(&mut self) -> Result<()> {
-        let leaves = self.leaves.iter().flatten().map(|leaf| (leaf.label.clone(), leaf.buffer.clone(), leaf.bytes));
+        let own = self.leaves.iter().flatten().filter(|leaf| !leaf.adopted);
+        let leaves = own.map(|leaf| (leaf.label.clone(), leaf.buffer.clone(), leaf.bytes));
         let slots = self.plans.iter().flat_map(|loaded| {
             loaded.slots.iter().enumerate().map(|(i, buffer)| (format!("slot {i}"), buffer.clone(), loaded.plan.slots()[i].bytes))
         });
@@ -152,6 +105,60 @@ impl GpuExecutor {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a plan that cannot run here, before anything is allocated for it.
+    fn check_fit(&self, plan: &Plan) -> Result<()> {
+        for step in plan.steps() {
+            let count = step.launch.workgroups.count(plan.capacity());
+            if count > MAX_WORKGROUPS * MAX_WORKGROUPS {
+                let expected = format!("at most {MAX_WORKGROUPS}²: use a smaller batch");
+                return Err(Error::invalid(format!("workgroups of {}", step.title()), count, expected));
+            }
+        }
+        for leaf in plan.leaves() {
+            let bytes = leaf.ty.bytes(plan.capacity());
+            match self.leaves.get(leaf.tensor.index()).and_then(Option::as_ref) {
+                Some(known) if known.bytes < bytes => {
+                    let found = format!("{} of {} bytes", leaf.label, known.bytes);
+                    return Err(Error::invalid("a leaf of an earlier plan", found, format!("{bytes} bytes: load the largest plan first")));
+                }
+                Some(_) => {}
+                None => memory::check_size(&self.gpu, &leaf.label, bytes, self.guard)?,
+            }
+        }
+        let mut slots = plan.slots().iter().enumerate();
+        slots.try_for_each(|(i, slot)| memory::check_size(&self.gpu, &format!("slot {i}"), slot.bytes, self.guard))
+    }
+
+    /// Makes the buffers, pipelines and bind groups of a plan that fits.
+    fn allocate(&mut self, plan: Arc<Plan>) -> Result<Loaded> {
+        for leaf in plan.leaves() {
+            if self.leaf_slot(leaf.tensor).is_some() {
+                continue;
+            }
+            let bytes = leaf.ty.bytes(plan.capacity());
+            let buffer = memory::create(&self.gpu, &leaf.label, bytes, self.guard)?;
+            let start = initial_word(leaf.role, leaf.ty.dtype);
+            if start != 0 {
+                // New buffers hold zeros, so that a data set costs no memory of the host here.
+                self.gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&vec![start; bytes / 4]));
+            }
+            *self.leaf_slot(leaf.tensor) = Some(Leaf { ty: leaf.ty, label: leaf.label.clone(), bytes, buffer, adopted: false });
+        }
+        let slot = |(i, slot): (usize, &crate::plan::Slot)| memory::create(&self.gpu, &format!("slot {i}"), slot.bytes, self.guard);
+        let slots = plan.slots().iter().enumerate().map(slot).collect::<Result<_>>()?;
+        let mut loaded = Loaded { plan: plan.clone(), slots, dispatches: Vec::new() };
+        for step in plan.steps() {
+            let dispatch = self.dispatch(&loaded, step)?;
+            loaded.dispatches.push(dispatch);
+        }
+        self.gpu.check_alive()?;
+        Ok(loaded)
+    }
+
+    fn loaded(&self, plan: PlanId) -> Result<&Loaded> {
+        self.plans.get(plan.0).ok_or_else(|| unknown_plan(plan, self.plans.len()))
     }
 
     fn leaf_slot(&mut self, tensor: TensorId) -> &mut Option<Leaf> {
@@ -168,6 +175,17 @@ impl GpuExecutor {
         }
     }
 
+    /// What a kernel sees of an operand: all of its buffer, its guard band included, or the tensor's part of a host's buffer.
+    fn binding<'a>(&'a self, loaded: &'a Loaded, operand: &Operand) -> wgpu::BindingResource<'a> {
+        if let Place::Leaf(id) = operand.place
+            && let Some(leaf) = self.leaves[id.index()].as_ref().filter(|leaf| leaf.adopted)
+        {
+            let size = std::num::NonZeroU64::new(leaf.bytes as u64);
+            return wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &leaf.buffer, offset: 0, size });
+        }
+        self.place(loaded, operand).as_entire_binding()
+    }
+
     fn dispatch(&mut self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
         let updates = step.op.rules().updates();
         let mut writable: Vec<bool> = (0..step.inputs.len()).map(|i| updates.contains(&i)).collect();
@@ -176,7 +194,7 @@ impl GpuExecutor {
         let operands = step.inputs.iter().chain(&step.output);
         let entries: Vec<_> = (0..)
             .zip(operands)
-            .map(|(binding, operand)| wgpu::BindGroupEntry { binding, resource: self.place(loaded, operand).as_entire_binding() })
+            .map(|(binding, operand)| wgpu::BindGroupEntry { binding, resource: self.binding(loaded, operand) })
             .collect();
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let label = Some(step.launch.kernel.name);
@@ -184,7 +202,7 @@ impl GpuExecutor {
             self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label, layout: &pipeline.bindings, entries: &entries });
         if let Some(error) = pollster::block_on(scope.pop()) {
             let kernel = step.launch.kernel.name.to_owned();
-            return Err(Error::Kernel { kernel, device: self.gpu.name.clone(), reason: error.to_string() });
+            return Err(self.gpu.blame(Error::Kernel { kernel, device: self.gpu.name.clone(), reason: error.to_string() }));
         }
         Ok(Dispatch { pipeline, bindings, workgroups: step.launch.workgroups })
     }
@@ -201,7 +219,7 @@ impl GpuExecutor {
     fn poll(&self, kind: wgpu::PollType) -> Result<()> {
         let polled = self.gpu.device.poll(kind);
         self.gpu.check_alive()?;
-        polled.map(|_| ()).map_err(|e| Error::DeviceLost { device: self.gpu.name.clone(), reason: e.to_string() })
+        polled.map(|_| ()).map_err(|error| self.gpu.lost(error.to_string()))
     }
 }
 
@@ -221,38 +239,17 @@ impl Executor for GpuExecutor {
     }
 
     fn load(&mut self, plan: Arc<Plan>) -> Result<PlanId> {
-        for step in plan.steps() {
-            let count = step.launch.workgroups.count(plan.capacity());
-            if count > MAX_WORKGROUPS * MAX_WORKGROUPS {
-                let expected = format!("at most {MAX_WORKGROUPS}²: use a smaller batch");
-                return Err(Error::invalid(format!("workgroups of {}", step.title()), count, expected));
+        self.gpu.check_device()?;
+        self.check_fit(&plan)?;
+        let known: Vec<bool> = self.leaves.iter().map(Option::is_some).collect();
+        let loaded = self.allocate(plan);
+        if loaded.is_err() {
+            // What this plan brought goes with it, so that a smaller one finds the memory free.
+            for (i, leaf) in self.leaves.iter_mut().enumerate() {
+                *leaf = leaf.take().filter(|_| known.get(i).copied().unwrap_or(false));
             }
         }
-        for leaf in plan.leaves() {
-            let bytes = leaf.ty.bytes(plan.capacity());
-            match self.leaf_slot(leaf.tensor) {
-                Some(known) if known.bytes < bytes => {
-                    let found = format!("{} of {} bytes", leaf.label, known.bytes);
-                    return Err(Error::invalid("a leaf of an earlier plan", found, format!("{bytes} bytes: load the largest plan first")));
-                }
-                Some(_) => {}
-                None => {
-                    let buffer = memory::create(&self.gpu, &leaf.label, bytes, self.guard)?;
-                    let words = initial_words(leaf.role, leaf.ty, plan.capacity());
-                    self.gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
-                    *self.leaf_slot(leaf.tensor) = Some(Leaf { ty: leaf.ty, label: leaf.label.clone(), bytes, buffer });
-                }
-            }
-        }
-        let slot = |(i, slot): (usize, &crate::plan::Slot)| memory::create(&self.gpu, &format!("slot {i}"), slot.bytes, self.guard);
-        let slots = plan.slots().iter().enumerate().map(slot).collect::<Result<_>>()?;
-        let mut loaded = Loaded { plan: plan.clone(), slots, dispatches: Vec::new() };
-        for step in plan.steps() {
-            let dispatch = self.dispatch(&loaded, step)?;
-            loaded.dispatches.push(dispatch);
-        }
-        self.plans.push(loaded);
-        self.gpu.check_alive()?;
+        self.plans.push(loaded?);
         Ok(PlanId(self.plans.len() - 1))
     }
 
@@ -262,6 +259,7 @@ impl Executor for GpuExecutor {
         let leaf =
             leaf.ok_or_else(|| Error::invalid("the tensor to write", format!("node {}", tensor.index()), "a leaf of a loaded plan"))?;
         check_write(&leaf.label, leaf.ty, leaf.bytes, bytes.len())?;
+        memory::check_usage(&leaf.label, &leaf.buffer, wgpu::BufferUsages::COPY_DST)?;
         let whole = bytes.len() / 4 * 4;
         self.gpu.queue.write_buffer(&leaf.buffer, 0, &bytes[..whole]);
         if whole < bytes.len() {
@@ -273,14 +271,19 @@ impl Executor for GpuExecutor {
     }
 
     fn run(&mut self, plan: PlanId, batches: &[usize]) -> Result<()> {
-        check_batches(&self.plans[plan.0].plan, batches)?;
+        check_batches(&self.loaded(plan)?.plan, batches)?;
         for chunk in batches.chunks(STEPS_PER_SUBMISSION) {
             self.gpu.check_alive()?;
+            let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
             let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("shadernet run") });
             for &batch in chunk {
                 self.encode(&mut encoder, plan, batch)?;
             }
             let submitted = self.gpu.queue.submit([encoder.finish()]);
+            // A loaded plan was validated when its pipelines and bindings were made, so what fails here is the device.
+            if let Some(error) = pollster::block_on(scope.pop()) {
+                return Err(self.gpu.blame(self.gpu.lost(error.to_string())));
+            }
             self.in_flight.push_back(submitted);
             self.throttle()?;
         }
@@ -288,9 +291,10 @@ impl Executor for GpuExecutor {
     }
 
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {
-        let loaded = &self.plans[plan.0];
+        let loaded = self.loaded(plan)?;
         let operand = check_read(&loaded.plan, tensor, batch)?;
         let buffer = self.place(loaded, &operand).clone();
+        memory::check_usage("the tensor to read", &buffer, wgpu::BufferUsages::COPY_SRC)?;
         let mut bytes = self.read_bytes(&buffer, 0, operand.ty.bytes(batch))?;
         bytes.truncate(operand.ty.shape.len(batch) * operand.ty.dtype.size());
         Ok(bytes)
@@ -298,12 +302,13 @@ impl Executor for GpuExecutor {
 
     fn wait(&mut self) -> Result<()> {
         self.in_flight.clear();
-        self.poll(wgpu::PollType::wait_indefinitely())
+        self.gpu.check_device()
     }
 
     fn poison(&mut self, plan: PlanId) -> Result<()> {
-        for (slot, buffer) in self.plans[plan.0].plan.slots().iter().zip(&self.plans[plan.0].slots) {
-            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&vec![f32::NAN; slot.bytes / 4]));
+        let loaded = self.loaded(plan)?;
+        for (slot, buffer) in loaded.plan.slots().iter().zip(&loaded.slots) {
+            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&vec![POISON; slot.bytes / 4]));
         }
         self.gpu.check_alive()
     }

@@ -75,17 +75,11 @@ impl Pipelines {
         match errors.into_iter().flatten().next() {
             Some(error) => {
                 self.modules.remove(&launch.kernel);
-                Err(Error::Kernel { kernel: launch.kernel.name.to_owned(), device: gpu.name.clone(), reason: chain(&error) })
+                Err(gpu.blame(Error::Kernel { kernel: launch.kernel.name.to_owned(), device: gpu.name.clone(), reason: error.to_string() }))
             }
             None => gpu.check_alive().map(|()| Pipeline { compute, bindings }),
         }
     }
-}
-
-/// An error with its causes, innermost last: the compiler's own words stand there.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn storage(binding: u32, writable: bool) -> wgpu::BindGroupLayoutEntry {

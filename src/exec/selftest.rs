@@ -1,0 +1,216 @@
+//! The start-up self-test: does this device compute what the references say?
+//!
+//! Every distinct step of the plans runs alone, once, on drawn operands of a small batch, and its result is held to the
+//! operator's plain reference. A driver that miscompiles a kernel is named before it spoils a training. The same serves
+//! whoever writes an operator: plan it, and ask here.
+//!
+//! The drawn numbers and the comparison are public, so that tests of kernels need no second copy of them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Executor, POISON, reference};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Init, TensorId};
+use crate::ops::Op;
+use crate::plan::{Plan, Step};
+use crate::shape::{DType, TensorType};
+
+/// The most elements that one step's operands and result may have together: 512 MiB as the reference holds them.
+pub const MAX_ELEMENTS: usize = 1 << 26;
+
+/// What one rounded f32 operation may be off, with a little room: a sum of `terms` is held to it times the root of `terms`.
+pub const TOLERANCE: f64 = 1e-6;
+
+/// How one step did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    /// The kernel's name.
+    pub kernel: String,
+    /// The first step of the plans that is like this: `layer: operator`.
+    pub step: String,
+    /// Types of the operands, and of the result if there is one: `[N, 8] · [8, 4] -> [N, 4]`.
+    pub shapes: String,
+    /// The largest error in units of the tolerance: above 1 is a failure. Infinite (`null` as JSON) for NaN, for an element
+    /// that was not written, and if the device refuses the kernel.
+    pub worst: f64,
+    /// What is wrong: operator, kernel, device, and the element with what was computed and what was expected.
+    pub problem: Option<String>,
+}
+
+/// Runs every distinct step (operator, operand types, constants) of `plans` alone, at `batch` images, on an executor of its
+/// own from `make`, and compares all that it writes with [`Rules::reference`](crate::ops::Rules::reference). The result is
+/// in the order of the plans.
+///
+/// Memory is that of one step at a time. A fixed operand has its full extent, so a plan that reads a whole data set from
+/// the device is to be tested in a version built over a small one: same kernels, fewer images in that one leaf.
+///
+/// # Errors
+/// A batch of 0, a step with more than [`MAX_ELEMENTS`], or a device that fails at something other than a kernel (no memory,
+/// lost). A kernel that is refused or computes wrong numbers is not an error but a [`Verdict`] with a problem.
+pub fn selftest(make: &mut dyn FnMut() -> Result<Box<dyn Executor>>, plans: &[&Plan], batch: usize) -> Result<Vec<Verdict>> {
+    if batch == 0 {
+        return Err(Error::invalid("the batch of a self-test", batch, "at least 1"));
+    }
+    let mut seen = HashSet::new();
+    let mut verdicts = Vec::new();
+    for step in plans.iter().flat_map(|plan| plan.steps()) {
+        let constants: Vec<_> = step.launch.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
+        if seen.insert((format!("{:?}", step.op), step.launch.kernel, constants, step.input_types())) {
+            verdicts.push(judge(make()?.as_mut(), step, batch)?);
+        }
+    }
+    Ok(verdicts)
+}
+
+fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> {
+    let types = step.input_types();
+    let operands: Vec<String> = types.iter().map(TensorType::to_string).collect();
+    let result = step.output.map_or("in place".to_owned(), |output| output.ty.to_string());
+    let shapes = format!("{} -> {result}", operands.join(" · "));
+    let kernel = step.launch.kernel.name.to_owned();
+
+    let elements: usize = types.iter().chain(step.output.as_ref().map(|output| &output.ty)).map(|ty| ty.shape.len(batch)).sum();
+    if elements > MAX_ELEMENTS {
+        let expected = format!("at most {MAX_ELEMENTS}: test a plan built over a smaller data set, or a smaller batch");
+        return Err(Error::invalid(format!("elements of {} in the self-test, {shapes}", step.title()), elements, expected));
+    }
+
+    let (worst, problem) = match compute(exec, &step.op, &types, batch) {
+        Ok(results) => {
+            let tolerance = tolerance(&step.op, &types, batch);
+            let errors = results.iter().map(|result| (result, largest(&result.got, &result.want, tolerance).0));
+            let worst = errors.clone().map(|(_, error)| error).fold(0.0, f64::max);
+            let problem = results.iter().find_map(|result| {
+                let wrong = compare(&result.got, &result.want, tolerance).err();
+                wrong.or_else(|| result.spilled.then(|| "images beyond the batch were written".to_owned())).map(|e| (&result.what, e))
+            });
+            (worst, problem.map(|(what, e)| format!("{what}: {e}")))
+        }
+        Err(Error::Kernel { reason, .. }) => (f64::INFINITY, Some(format!("the kernel is refused: {reason}"))),
+        Err(error) => return Err(error),
+    };
+    let problem = problem.map(|e| format!("{} ({shapes}): kernel {kernel} on {}: {e}", step.title(), exec.device()));
+    Ok(Verdict { kernel, step: step.title(), shapes, worst, problem })
+}
+
+/// Something a step wrote, beside what it should have written.
+struct Written {
+    what: String,
+    got: Vec<f64>,
+    want: Vec<f64>,
+    /// Whether memory after the last image of the batch changed.
+    spilled: bool,
+}
+
+/// Runs the operator alone, by the executor and by the reference.
+fn compute(exec: &mut dyn Executor, op: &Op, types: &[TensorType], batch: usize) -> Result<Vec<Written>> {
+    let rules = op.rules();
+    let capacity = batch + 1; // room for an image that no kernel may write
+    let mut graph = Graph::new();
+    let leaf = |(i, ty): (usize, &TensorType)| match rules.updates().contains(&i) {
+        true if ty.dtype == DType::F32 => graph.param(&format!("operand {i}"), ty.shape, Init::Fill(0.0)),
+        true => graph.state(&format!("operand {i}"), *ty, 0.0),
+        false => graph.input(&format!("operand {i}"), *ty),
+    };
+    let leaves: Vec<TensorId> = types.iter().enumerate().map(leaf).collect();
+    let root = graph.apply(op.clone(), &leaves)?;
+    let plan = Arc::new(Plan::new(&graph, &[root], capacity)?);
+
+    let values: Vec<Vec<f64>> = (0..types.len()).map(|i| sample(types[i], rules.domain(i, types), batch, 77 + i as u64)).collect();
+    let id = exec.load(plan.clone())?;
+    for ((&leaf, ty), value) in leaves.iter().zip(types).zip(&values).filter(|(_, value)| !value.is_empty()) {
+        exec.write(leaf, &to_bytes(value, ty.dtype))?;
+    }
+    exec.poison(id)?;
+    exec.run(id, &[batch])?;
+
+    let mut judged: reference::Leaves = leaves.iter().copied().zip(values).collect();
+    let mut wanted = reference::run(&plan, &mut judged, batch)?;
+    let mut results = Vec::new();
+    for &i in rules.updates() {
+        let got = from_bytes(&exec.read(id, leaves[i], batch)?, types[i].dtype);
+        let want = judged.remove(&leaves[i]).unwrap_or_default();
+        results.push(Written { what: format!("operand {i}"), got, want, spilled: false });
+    }
+    if let Some(want) = wanted.remove(&root) {
+        let ty = graph.ty(root);
+        let bytes = exec.read(id, root, capacity)?;
+        let (got, beyond) = bytes.split_at((ty.shape.len(batch) * ty.dtype.size()).min(bytes.len()));
+        // Bytes share a word with the batch's last ones, so they are not judged.
+        let spilled = ty.dtype != DType::U8 && beyond.chunks_exact(4).any(|word| word != POISON.to_ne_bytes());
+        results.push(Written { what: "output".to_owned(), got: from_bytes(got, ty.dtype), want, spilled });
+    }
+    Ok(results)
+}
+
+/// What an operator's result may be off, relative to values above 1 and absolute below.
+pub fn tolerance(op: &Op, types: &[TensorType], batch: usize) -> f64 {
+    TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt().max(4.0)
+}
+
+/// A reproducible number in `[0, 1)` for a place in a sequence (SplitMix64, Steele et al. 2014).
+pub fn noise(seed: u64, i: usize) -> f64 {
+    let mut z = (seed.wrapping_mul(0x2545_F491_4F6C_DD1D)).wrapping_add((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Values of a type in a range, both ends included; floats are multiples of 2⁻²⁰, so that f32 holds them exactly.
+pub fn sample(ty: TensorType, (low, high): (f64, f64), batch: usize, seed: u64) -> Vec<f64> {
+    let value = |i| match ty.dtype {
+        DType::F32 => f64::from(((low + (high - low) * noise(seed, i)) * 1_048_576.0).round() as f32 / 1_048_576.0),
+        _ => low + (noise(seed, i) * (high - low + 1.0)).floor(),
+    };
+    (0..ty.shape.len(batch)).map(value).collect()
+}
+
+/// Values as the bytes of a tensor with this element type, ready for [`Executor::write`].
+pub fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::F32 => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
+        DType::U32 => values.iter().flat_map(|&v| (v as u32).to_le_bytes()).collect(),
+        DType::U8 => values.iter().map(|&v| v as u8).collect(),
+    }
+}
+
+/// Bytes of a tensor, as [`Executor::read`] gives them, as values.
+pub fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
+    let (words, _) = bytes.as_chunks::<4>();
+    match dtype {
+        DType::F32 => words.iter().map(|&word| f64::from(f32::from_le_bytes(word))).collect(),
+        DType::U32 => words.iter().map(|&word| f64::from(u32::from_le_bytes(word))).collect(),
+        DType::U8 => bytes.iter().map(|&byte| f64::from(byte)).collect(),
+    }
+}
+
+/// The largest difference in units of the tolerance, if every pair is proven close.
+///
+/// # Errors
+/// A wrong length, or the element that is furthest off, as a sentence. NaN is never close.
+pub fn compare(got: &[f64], want: &[f64], tolerance: f64) -> Result<f64, String> {
+    if got.len() != want.len() {
+        return Err(format!("{} elements, expected {}", got.len(), want.len()));
+    }
+    let (worst, at) = largest(got, want, tolerance);
+    if worst <= 1.0 {
+        return Ok(worst);
+    }
+    Err(format!("element {at} is {}, expected {} (tolerance {tolerance:e})", got[at], want[at]))
+}
+
+/// The largest difference in units of the tolerance, and where it is; infinite for NaN and for lengths that disagree.
+fn largest(got: &[f64], want: &[f64], tolerance: f64) -> (f64, usize) {
+    if got.len() != want.len() {
+        return (f64::INFINITY, got.len().min(want.len()));
+    }
+    let error = |(&g, &w): (&f64, &f64)| {
+        let error = if g == w { 0.0 } else { (g - w).abs() / w.abs().max(1.0) / tolerance };
+        if error.is_nan() { f64::INFINITY } else { error }
+    };
+    let errors = got.iter().zip(want).map(error).enumerate();
+    errors.fold((0.0, 0), |(worst, at), (i, error)| if error > worst { (error, i) } else { (worst, at) })
+}
