@@ -15,8 +15,15 @@ pub struct Predictor {
     model: Model,
     plan: Arc<Plan>,
     id: PlanId,
+    nodes: Nodes,
+}
+
+/// The tensors of prediction.
+struct Nodes {
     input: TensorId,
+    logits: TensorId,
     probabilities: TensorId,
+    params: Vec<TensorId>,
 }
 
 impl Predictor {
@@ -26,33 +33,33 @@ impl Predictor {
     /// # Errors
     /// Weights that are not the model's, or a lack of memory.
     pub fn new(mut exec: Box<dyn Executor>, model: Model, weights: &[NamedTensor], capacity: usize) -> Result<Self> {
-        let (graph, input, probabilities, params) = Self::graph(&model)?;
-        let plan = Arc::new(Plan::new(&graph, &[probabilities], capacity)?);
+        let (graph, nodes) = Self::graph(&model)?;
+        let plan = Arc::new(Plan::new(&graph, &[nodes.logits, nodes.probabilities], capacity)?);
         let id = exec.load(plan.clone())?;
-        if weights.len() != params.len() {
-            return Err(Error::invalid("weights of the model", weights.len(), format!("{} tensors", params.len())));
+        if weights.len() != nodes.params.len() {
+            return Err(Error::invalid("weights of the model", weights.len(), format!("{} tensors", nodes.params.len())));
         }
-        for (param, tensor) in params.into_iter().zip(weights) {
+        for (&param, tensor) in nodes.params.iter().zip(weights) {
             write_f32(exec.as_mut(), param, &tensor.data)?;
         }
-        Ok(Self { exec, model, plan, id, input, probabilities })
+        Ok(Self { exec, model, plan, id, nodes })
     }
 
-    /// The graph of prediction: input, probabilities, parameters.
-    fn graph(model: &Model) -> Result<(Graph, TensorId, TensorId, Vec<TensorId>)> {
+    /// The graph of prediction.
+    fn graph(model: &Model) -> Result<(Graph, Nodes)> {
         let mut graph = Graph::new();
         let network = model.build(&mut graph)?;
         let input = graph.input("images", model.input_type());
         let logits = network.apply(&mut graph, input)?;
         graph.scope("softmax");
         let probabilities = graph.softmax(logits)?;
-        Ok((graph, input, probabilities, network.params()))
+        Ok((graph, Nodes { input, logits, probabilities, params: network.params() }))
     }
 
     /// The plan of prediction, without a device.
     pub fn plan_of(model: &Model, capacity: usize) -> Result<Plan> {
-        let (graph, _, probabilities, _) = Self::graph(model)?;
-        Plan::new(&graph, &[probabilities], capacity)
+        let (graph, nodes) = Self::graph(model)?;
+        Plan::new(&graph, &[nodes.logits, nodes.probabilities], capacity)
     }
 
     /// The device's name.
@@ -75,18 +82,32 @@ impl Predictor {
     /// # Errors
     /// If the bytes are no whole number of images.
     pub fn predict(&mut self, images: &[u8]) -> Result<Vec<f32>> {
+        self.run(images, self.nodes.probabilities)
+    }
+
+    /// Logits `[images, classes]` of the same images: what softmax turns into probabilities. A loss computed from them does not
+    /// overflow where the probability of the right class rounds to 0.
+    ///
+    /// # Errors
+    /// If the bytes are no whole number of images.
+    pub fn logits(&mut self, images: &[u8]) -> Result<Vec<f32>> {
+        self.run(images, self.nodes.logits)
+    }
+
+    /// Runs the plan over the images, in batches, and reads one of its roots.
+    fn run(&mut self, images: &[u8], root: TensorId) -> Result<Vec<f32>> {
         let one: usize = self.model.input.iter().product();
         if !images.len().is_multiple_of(one) {
             return Err(Error::invalid("images to classify", format!("{} bytes", images.len()), format!("images of {one} bytes")));
         }
-        let mut probabilities = Vec::with_capacity(images.len() / one * self.model.classes.len());
+        let mut values = Vec::with_capacity(images.len() / one * self.model.classes.len());
         for chunk in images.chunks(one * self.plan.capacity()) {
             let x: Vec<f32> = chunk.iter().map(|&byte| f32::from(byte) / 255.0).collect();
             let batch = chunk.len() / one;
-            write_f32(self.exec.as_mut(), self.input, &x)?;
+            write_f32(self.exec.as_mut(), self.nodes.input, &x)?;
             self.exec.run(self.id, &[batch])?;
-            probabilities.extend(read_f32(self.exec.as_mut(), self.id, self.probabilities, batch)?);
+            values.extend(read_f32(self.exec.as_mut(), self.id, root, batch)?);
         }
-        Ok(probabilities)
+        Ok(values)
     }
 }

@@ -3,6 +3,7 @@
 //! [`Trainer::fit`] is the loop; what a step is, and how the device does it without the host, is [`session`]'s. An observer
 //! hears of progress and may stop the loop at any step; what was reached is saved then.
 
+mod program;
 pub mod session;
 mod state;
 
@@ -16,6 +17,7 @@ use crate::exec::Executor;
 use crate::files::{CheckpointDir, History, NamedTensor, model};
 use crate::nn::Model;
 use crate::ops::Adam;
+pub use program::training_plans;
 pub use session::{Metrics, Session, Snapshot};
 use state::{Progress, Run};
 
@@ -170,6 +172,11 @@ impl Trainer {
         };
         progress.history.device = session.device();
         Ok(Self { session, model, config, run, folder, progress, resumed, stop: false })
+    }
+
+    /// Where training goes on from a checkpoint, if it does: whole epochs, and steps of the next, that are done.
+    pub fn resumed(&self) -> Option<(usize, usize)> {
+        self.resumed.then(|| (self.progress.epochs, self.progress.snapshot.clock[0] as usize))
     }
 
     /// The session below: device, plans, memory.

@@ -7,20 +7,13 @@
 use std::sync::Arc;
 
 use super::TrainConfig;
-use crate::autodiff::gradients;
+use super::program::{Program, Split};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, PlanId, read_f32, read_u32, write_f32, write_u32};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{self, Model, Network};
 use crate::plan::Plan;
-use crate::shape::{Shape, TensorType};
-
-/// Images of one evaluation step: more than a training step, since nothing is kept for a backward pass.
-const EVALUATION_BATCH: usize = 256;
-
-/// Buffers a data set may be cut into; bindings of the gathering kernel.
-const SHARDS: usize = 4;
 
 /// Loss and accuracy over a number of images.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -46,19 +39,6 @@ pub struct Snapshot {
     pub clock: Vec<u32>,
     /// Loss and correct count of every step of the epoch so far.
     pub log: Vec<f32>,
-}
-
-/// A data set in the graph: its tensors, and the batches that go over it once.
-struct Split {
-    shards: Vec<TensorId>, // the distinct ones
-    shard_bytes: usize,
-    labels: TensorId,
-    order: TensorId,
-    clock: TensorId,
-    log: TensorId,
-    batches: Vec<usize>,
-    images: TensorId, // the gathered batch
-    labels_now: TensorId,
 }
 
 /// The graph, its plans, and the executor that runs them.
@@ -93,43 +73,9 @@ impl Session {
                 return Err(Error::invalid(format!("classes of the {what} images"), data.classes.len(), model.classes.len()));
             }
         }
-        let mut graph = Graph::new();
-        let network = model.build(&mut graph)?;
-        let largest = exec.max_tensor_bytes();
-        let adam = config.adam;
-
-        let train_split = split(&mut graph, "train", train, config.batch, largest)?;
-        let logits = network.apply(&mut graph, train_split.images)?;
-        graph.scope("loss");
-        let loss = graph.softmax_cross_entropy(logits, train_split.labels_now)?;
-        let correct = graph.correct(logits, train_split.labels_now)?;
-        let params = network.params();
-        let grads = gradients(&mut graph, loss, &params)?;
-        graph.scope("adam");
-        let record = graph.record(loss, correct, train_split.clock, train_split.log)?;
-        let mut roots = vec![record];
-        let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.0);
-        let mut moments = Vec::new();
-        for (&param, &grad) in params.iter().zip(&grads) {
-            graph.scope(graph.node(param).label.clone());
-            let ty = graph.ty(param);
-            let [m, v] = ["m", "v"].map(|name| graph.state(name, ty, 0.0));
-            roots.push(graph.adam(adam, param, [m, v], grad, rate)?);
-            moments.push([m, v]);
-        }
-        graph.scope("clock");
-        roots.push(graph.tick(adam.tick(), rate, train_split.clock)?);
-        let train_plan = Arc::new(Plan::new(&graph, &roots, config.batch)?);
-
-        let test_split = split(&mut graph, "test", test, EVALUATION_BATCH, largest)?;
-        let logits = network.apply(&mut graph, test_split.images)?;
-        graph.scope("loss");
-        let loss = graph.softmax_cross_entropy(logits, test_split.labels_now)?;
-        let correct = graph.correct(logits, test_split.labels_now)?;
-        let record = graph.record(loss, correct, test_split.clock, test_split.log)?;
-        graph.scope("clock");
-        let advance = graph.advance(test_split.clock)?;
-        let test_plan = Arc::new(Plan::new(&graph, &[record, advance], EVALUATION_BATCH)?);
+        let program = Program::new(model, [train.len(), test.len()], &config, exec.max_tensor_bytes())?;
+        let Program { graph, network, moments, rate, splits: [train_split, test_split], plans } = program;
+        let [train_plan, test_plan] = plans.map(Arc::new);
 
         let mut exec = exec;
         let plans = [train_plan.clone(), test_plan.clone()];
@@ -143,7 +89,7 @@ impl Session {
         for (param, values) in nn::initial_values(&session.graph, session.config.seed) {
             write_f32(session.exec.as_mut(), param, &values)?;
         }
-        write_f32(session.exec.as_mut(), rate, &adam.first_rate(session.config.learning_rate))?;
+        write_f32(session.exec.as_mut(), rate, &session.config.adam.first_rate(session.config.learning_rate))?;
         Ok(session)
     }
 
@@ -290,33 +236,6 @@ impl Session {
 
 fn finite(values: &[f32]) -> bool {
     values.iter().all(|value| value.is_finite())
-}
-
-/// Adds a data set to the graph, with the tensors that gather its next batch.
-fn split(graph: &mut Graph, name: &str, data: &Dataset, batch: usize, largest: u64) -> Result<Split> {
-    graph.scope(name);
-    let bytes = data.image_len();
-    let per_shard = ((largest / bytes as u64) as usize).min(data.len());
-    if per_shard == 0 || data.len().div_ceil(per_shard) > SHARDS {
-        let found = format!("{} images of {bytes} bytes", data.len());
-        return Err(Error::invalid(format!("the {name} images"), found, format!("at most {SHARDS} buffers of {largest} bytes")));
-    }
-    let shards: Vec<TensorId> = (0..data.len().div_ceil(per_shard))
-        .map(|i| {
-            let count = per_shard.min(data.len() - i * per_shard);
-            graph.input(&format!("images {i}"), TensorType::u8(Shape::fixed(&[count, bytes])))
-        })
-        .collect();
-    let labels = graph.input("labels", TensorType::u32(Shape::fixed(&[data.len()])));
-    let order = graph.input("order", TensorType::u32(Shape::fixed(&[data.len()])));
-    let clock = graph.state("clock", TensorType::u32(Shape::fixed(&[2])), 0.0);
-    let mut batches = vec![batch; data.len() / batch];
-    batches.extend((!data.len().is_multiple_of(batch)).then_some(data.len() % batch));
-    let log = graph.state("log", TensorType::f32(Shape::fixed(&[batches.len(), 2])), 0.0);
-
-    let images = graph.gather_images(&shards, [data.height, data.width, data.channels], 1.0 / 255.0, order, clock)?;
-    let labels_now = graph.gather_labels(labels, order, clock)?;
-    Ok(Split { shards, shard_bytes: per_shard * bytes, labels, order, clock, log, batches, images, labels_now })
 }
 
 fn upload(exec: &mut dyn Executor, split: &Split, data: &Dataset) -> Result<()> {

@@ -1,0 +1,204 @@
+//! The command line: what can be asked for, how answers and errors leave the program, and with which exit code.
+//!
+//! A command writes its answer to standard output, as text or as one JSON document, and everything else to standard error.
+//! It uses the library's public interface only.
+
+mod devices;
+mod evaluate;
+mod format;
+mod plan;
+mod predict;
+mod progress;
+mod selftest;
+mod summary;
+mod train;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use shadernet::exec::Executor;
+use shadernet::exec::cpu::CpuExecutor;
+use shadernet::exec::gpu::{self, Checks, DeviceChoice, Gpu, GpuExecutor};
+use shadernet::files::{NamedTensor, load_model};
+use shadernet::models::cifar10_cnn;
+use shadernet::nn::Model;
+use shadernet::{Error, data};
+
+/// Train and run convolutional networks with hand-written WGSL kernels, on any GPU, or on the CPU.
+#[derive(Parser)]
+#[command(name = "shadernet", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  shadernet train --out cnn.safetensors --plot curve.png
+  shadernet evaluate cnn.safetensors
+  shadernet predict cnn.safetensors cat.png dog.jpg --top 5
+
+Exit codes: 0 done, 1 failed (one message on standard error says why), 2 wrong usage.
+Environment: RUST_LOG (error, warn, info, debug; default warn), SHADERNET_CACHE (folder for downloads),
+  SHADERNET_OFFLINE=1 (never download).";
+
+#[derive(Subcommand)]
+enum Command {
+    Train(train::Arguments),
+    Evaluate(evaluate::Arguments),
+    Predict(predict::Arguments),
+    Summary(summary::Arguments),
+    Devices(devices::Arguments),
+    Plan(plan::Arguments),
+    Selftest(selftest::Arguments),
+}
+
+/// Why a command did not succeed.
+enum Failure {
+    /// To be told.
+    Error(Error),
+    /// Standard output does not take the answer.
+    Output(io::Error),
+    /// Told already.
+    Told,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+type Result<T = (), E = Failure> = std::result::Result<T, E>;
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    progress::start_log();
+    let done = match cli.command {
+        Command::Train(arguments) => train::run(arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Predict(arguments) => predict::run(&arguments),
+        Command::Summary(arguments) => summary::run(&arguments),
+        Command::Devices(arguments) => devices::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
+        Command::Selftest(arguments) => selftest::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads, `head` for example, has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            match failure {
+                Failure::Error(error) => complain(&error),
+                Failure::Output(error) => complain(&format!("cannot write to standard output: {error}")),
+                Failure::Told => {}
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes an error to standard error, and goes on where nobody reads that.
+fn complain(error: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "error: {error}");
+}
+
+/// Writes an answer to standard output.
+fn answer(text: &str) -> Result {
+    let mut out = io::stdout().lock();
+    let text = if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") };
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+/// Writes an answer as one JSON document.
+fn answer_json(value: &serde_json::Value) -> Result {
+    answer(&format!("{value:#}"))
+}
+
+/// Where to compute.
+#[derive(Args)]
+struct Device {
+    /// Where to compute: `auto` (the best hardware GPU, else the CPU), `cpu`, `gpu` (a hardware GPU or an error), or an
+    /// adapter's index or part of its name as `shadernet devices` lists them; a software adapter is used only when named.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Threads of the CPU path [default: one for each core].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+}
+
+/// A device that a choice came to, ready to open as often as needed.
+enum Chosen {
+    Cpu(Option<usize>),
+    Gpu(Gpu),
+}
+
+impl Device {
+    /// Settles which device it is, and why.
+    fn choose(&self, checks: Checks) -> Result<(Chosen, String), Error> {
+        // The CPU path needs no driver, so asking for it must not wake one.
+        let adapters = if self.device == DeviceChoice::Cpu { Vec::new() } else { gpu::adapters() };
+        let (index, why) = gpu::choose(&self.device, &adapters)?;
+        let chosen = match index {
+            Some(index) => Chosen::Gpu(Gpu::open(index, checks)?),
+            None => Chosen::Cpu(self.threads),
+        };
+        if self.threads.is_some() && index.is_some() {
+            log::warn!("--threads has no effect on a GPU");
+        }
+        Ok((chosen, why))
+    }
+
+    /// An executor on it, and why it is that device.
+    fn open(&self) -> Result<(Box<dyn Executor>, String), Error> {
+        let (chosen, why) = self.choose(Checks::Off)?;
+        Ok((chosen.executor()?, why))
+    }
+}
+
+impl Chosen {
+    fn executor(&self) -> Result<Box<dyn Executor>, Error> {
+        Ok(match self {
+            Self::Cpu(threads) => Box::new(CpuExecutor::new(*threads)?),
+            Self::Gpu(gpu) => Box::new(GpuExecutor::new(gpu.clone())),
+        })
+    }
+}
+
+/// The model of a file with its weights, or the built-in network without any.
+fn model_or_builtin(path: Option<&Path>) -> Result<(Model, Option<Vec<NamedTensor>>), Error> {
+    match path {
+        Some(path) => load_model(path).map(|(model, weights)| (model, Some(weights))),
+        None => Ok((cifar10_cnn(&data::CIFAR10_CLASSES.map(str::to_owned)), None)),
+    }
+}
+
+/// The images of CIFAR-10, for which memory is reckoned where no data is at hand.
+const CIFAR10_IMAGES: [usize; 2] = [50_000, 10_000];
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..) => Ok(number),
+        _ => Err("expected a whole number of at least 1".to_owned()),
+    }
+}
+
+fn batch_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=65_536) => Ok(number),
+        _ => Err("expected a whole number from 1 to 65536".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

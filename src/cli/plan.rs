@@ -1,0 +1,72 @@
+//! `shadernet plan`: every dispatch that a step makes, and the memory it makes them in.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use shadernet::plan::{Operand, Place, Plan};
+use shadernet::predict::Predictor;
+use shadernet::train::{TrainConfig, training_plans};
+
+use super::{CIFAR10_IMAGES, Result, answer, answer_json, batch_size, format, model_or_builtin};
+
+/// Print the dispatch lists of a training step, an evaluation step and of inference.
+///
+/// For each dispatch: layer, kernel, workgroups, shapes with the slots of memory they are in, and bytes. No device is
+/// needed. The data set is reckoned as CIFAR-10, in one buffer.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  shadernet plan\n  shadernet plan cnn.safetensors --batch-size 256 --json")]
+pub(super) struct Arguments {
+    /// A model, as `train --out` writes it [default: the built-in CIFAR-10 network].
+    model: Option<PathBuf>,
+    /// Images of a training step and of inference.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
+    batch_size: usize,
+    /// Answer with one JSON document: training, evaluation and inference, each with its steps, slots and bytes.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(arguments: &Arguments) -> Result {
+    let (model, _) = model_or_builtin(arguments.model.as_deref())?;
+    let config = TrainConfig { batch: arguments.batch_size, ..TrainConfig::default() };
+    let [training, evaluation] = training_plans(&model, CIFAR10_IMAGES, &config, u64::MAX)?;
+    let inference = Predictor::plan_of(&model, arguments.batch_size)?;
+    if arguments.json {
+        let [training, evaluation, inference] = [training, evaluation, inference].map(|plan| to_json(&plan));
+        return answer_json(&json!({ "model": model.name, "training": training, "evaluation": evaluation, "inference": inference }));
+    }
+    let plans = [("Training step", training), ("Evaluation step", evaluation), ("Inference", inference)];
+    let text =
+        plans.map(|(what, plan)| format!("{what} of {}, {} images\n\n{plan}\n", model.name, format::grouped(plan.capacity() as u64)));
+    answer(&text.join("\n"))
+}
+
+fn to_json(plan: &Plan) -> serde_json::Value {
+    let capacity = plan.capacity();
+    let operand = |operand: &Operand| {
+        let slot = match operand.place {
+            Place::Slot(slot) => Some(slot),
+            Place::Leaf(_) => None,
+        };
+        json!({ "type": operand.ty.to_string(), "slot": slot, "bytes": operand.ty.bytes(capacity) })
+    };
+    let steps = plan.steps().iter().map(|step| {
+        json!({
+            "layer": step.label,
+            "operator": step.op.rules().name(),
+            "kernel": step.launch.kernel.name,
+            "workgroups": step.launch.workgroups.count(capacity),
+            "operands": step.inputs.iter().map(operand).collect::<Vec<_>>(),
+            "result": step.output.as_ref().map(operand),
+        })
+    });
+    json!({
+        "batch": capacity,
+        "steps": steps.collect::<Vec<_>>(),
+        "slots": plan.slots().iter().map(|slot| json!({ "bytes": slot.bytes, "values": slot.tensors.len() })).collect::<Vec<_>>(),
+        "slot_bytes": plan.slot_bytes(),
+        "leaf_bytes": plan.leaf_bytes(),
+    })
+}

@@ -1,0 +1,76 @@
+//! `shadernet selftest`: does this device compute what the references say?
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use shadernet::exec::gpu::Checks;
+use shadernet::exec::selftest::{Verdict, selftest};
+use shadernet::predict::Predictor;
+use shadernet::train::{TrainConfig, training_plans};
+
+use super::{Device, Failure, Result, answer, answer_json, batch_size, complain, format, model_or_builtin};
+
+/// Run every kernel of training and inference against its plain reference on a device.
+///
+/// Each distinct step of the plans runs alone on drawn numbers. The error is in units of what rounding may come to: above 1 is
+/// a failure, and ends in exit code 1.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  shadernet selftest\n  shadernet selftest --device llvmpipe --checked")]
+pub(super) struct Arguments {
+    /// A model, as `train --out` writes it [default: the built-in CIFAR-10 network].
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    device: Device,
+    /// Compile the kernels with bounds checks (GPU only); by default they run as in training, without.
+    #[arg(long)]
+    checked: bool,
+    /// Images each step runs on.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = batch_size)]
+    batch_size: usize,
+    /// Answer with one JSON document: device, checked, passed, verdicts (kernel, step, shapes, worst, problem).
+    #[arg(long)]
+    json: bool,
+}
+
+/// Images of the small data set, and what one buffer holds in the second pair of plans: there it is cut in two.
+const IMAGES: [usize; 2] = [40, 24];
+const IMAGES_A_BUFFER: u64 = 20;
+
+/// Runs the command.
+pub(super) fn run(arguments: &Arguments) -> Result {
+    let (model, _) = model_or_builtin(arguments.model.as_deref())?;
+    let config = TrainConfig { batch: arguments.batch_size.min(IMAGES[0]), ..TrainConfig::default() };
+    let image = model.input.iter().product::<usize>() as u64;
+    let whole = training_plans(&model, IMAGES, &config, u64::MAX)?;
+    let cut = training_plans(&model, IMAGES, &config, IMAGES_A_BUFFER * image)?;
+    let inference = Predictor::plan_of(&model, arguments.batch_size)?;
+    let plans: Vec<_> = whole.iter().chain(&cut).chain([&inference]).collect();
+
+    let checks = if arguments.checked { Checks::On } else { Checks::Off };
+    let (chosen, why) = arguments.device.choose(checks)?;
+    let device = chosen.executor()?.device();
+    let verdicts = selftest(&mut || chosen.executor(), &plans, arguments.batch_size)?;
+    let failed = verdicts.iter().filter(|verdict| verdict.problem.is_some()).count();
+    if arguments.json {
+        let (checked, passed) = (arguments.checked, failed == 0);
+        answer_json(&json!({ "device": device, "why": why, "checked": checked, "passed": passed, "verdicts": verdicts }))?;
+    } else {
+        let heading = ["kernel", "step", "shapes", "worst", "verdict"];
+        let rows: Vec<_> = verdicts.iter().map(row).collect();
+        let checked = if arguments.checked { ", kernels with bounds checks" } else { "" };
+        answer(&format!(
+            "device  {device}: {why}{checked}\n\n{}\n{} of {} passed; `worst` is the largest error, 1 is what rounding may come to\n",
+            format::table(&heading, "<<<><", &rows),
+            verdicts.len() - failed,
+            verdicts.len()
+        ))?;
+    }
+    verdicts.iter().filter_map(|verdict| verdict.problem.as_ref()).for_each(|problem| complain(problem));
+    if failed == 0 { Ok(()) } else { Err(Failure::Told) }
+}
+
+fn row(verdict: &Verdict) -> Vec<String> {
+    let outcome = if verdict.problem.is_none() { "ok" } else { "WRONG" };
+    vec![verdict.kernel.clone(), verdict.step.clone(), verdict.shapes.clone(), format!("{:.3}", verdict.worst), outcome.to_owned()]
+}
