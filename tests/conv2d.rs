@@ -2,13 +2,13 @@
 
 mod common;
 
-use common::{Guarded, check_op_on, executors};
+use common::check_op;
 use shadernet::ops::window::Padding;
 use shadernet::ops::{Conv2d, Conv2dInputGrad, Conv2dWeightGrad, Rules};
 use shadernet::shape::{Shape, TensorType};
 
 /// Checks the three operators at a batch, and returns the worst error of each in units of the tolerance.
-fn check(all: &mut [Box<dyn Guarded>], conv: Conv2d, image: [usize; 3], kernel: [usize; 2], filters: usize, batch: usize) -> [f64; 3] {
+fn check(conv: Conv2d, image: [usize; 3], kernel: [usize; 2], filters: usize, batch: usize) -> [f64; 3] {
     let x = TensorType::f32(Shape::batched(&image));
     let w = TensorType::f32(Shape::fixed(&[kernel[0], kernel[1], image[2] / conv.groups, filters]));
     let y = conv.infer(&[x, w]).unwrap();
@@ -17,9 +17,9 @@ fn check(all: &mut [Box<dyn Guarded>], conv: Conv2d, image: [usize; 3], kernel: 
     let case = format!("{conv:?} of {x} with {w}, batch {batch}");
     let failed = |e: String| panic!("{case}: {e}");
     [
-        check_op_on(all, conv, &[x, w], batch).unwrap_or_else(failed),
-        check_op_on(all, input_grad, &[y, w], batch).unwrap_or_else(failed),
-        check_op_on(all, weight_grad, &[x, y], batch).unwrap_or_else(failed),
+        check_op(conv, &[x, w], batch).unwrap_or_else(failed),
+        check_op(input_grad, &[y, w], batch).unwrap_or_else(failed),
+        check_op(weight_grad, &[x, y], batch).unwrap_or_else(failed),
     ]
 }
 
@@ -29,13 +29,12 @@ fn convolution_agrees_with_reference_for_every_option() {
     let mut worst = [0.0f64; 3];
     let mut n = 0;
     for stride in [[1, 1], [2, 1], [3, 2]] {
-        let mut all = executors(); // each case adds a plan to them: fresh ones now and then keep memory small
         for padding in [Padding::Valid, Padding::Same, explicit] {
             for dilation in [[1, 1], [2, 1]] {
                 for (groups, channels, filters) in [(1, 3, 5), (2, 4, 6), (3, 3, 3)] {
                     for kernel in [[1, 1], [3, 3], [2, 3]] {
                         let conv = Conv2d { stride, padding, dilation, groups };
-                        let found = check(&mut all, conv, [7, 6, channels], kernel, filters, [3, 1, 0, 2][n % 4]);
+                        let found = check(conv, [7, 6, channels], kernel, filters, [3, 1, 0, 2][n % 4]);
                         worst = [0, 1, 2].map(|i| worst[i].max(found[i]));
                         n += 1;
                     }
@@ -48,7 +47,6 @@ fn convolution_agrees_with_reference_for_every_option() {
 
 #[test]
 fn convolution_agrees_with_reference_on_sizes_around_the_tiles() {
-    let mut all = executors();
     let conv = Conv2d::default();
     let same = Conv2d { padding: Padding::Same, ..conv };
     for (conv, image, kernel, filters, batch) in [
@@ -63,6 +61,6 @@ fn convolution_agrees_with_reference_on_sizes_around_the_tiles() {
         (Conv2d { groups: 40, ..same }, [9, 9, 40], [3, 3], 80, 2),
         (Conv2d { stride: [2, 2], ..same }, [33, 33, 8], [5, 5], 12, 1),
     ] {
-        println!("{conv:?} {image:?} {kernel:?} {filters}: {:.3?}", check(&mut all, conv, image, kernel, filters, batch));
+        println!("{conv:?} {image:?} {kernel:?} {filters}: {:.3?}", check(conv, image, kernel, filters, batch));
     }
 }

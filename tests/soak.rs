@@ -36,7 +36,11 @@ fn resident() -> Option<u64> {
     Some(statm.split_whitespace().nth(1)?.parse::<u64>().ok()? * 4096)
 }
 
+/// Resident memory is the process's, so one test at a time may watch it.
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 fn soak(exec: Box<dyn Executor>, device_bytes: &dyn Fn() -> Option<u64>) {
+    let _alone = ALONE.lock();
     let device = exec.device();
     let data = images(setting("SHADERNET_SOAK_IMAGES", 64));
     let config = TrainConfig { epochs: setting("SHADERNET_SOAK_EPOCHS", 5), batch: 32, ..TrainConfig::default() };
