@@ -42,11 +42,11 @@ fn main(
     most = row_max(lane, most);
     var sum = 0.0;
     for (var c = lane % SHARERS; c < end; c += SHARERS) {
-        sum += exp(x[row * COLUMNS + c] - most);
+        sum += exp_or_nan(x[row * COLUMNS + c] - most);
     }
     sum = row_sum(lane, sum);
     for (var c = lane % SHARERS; c < end; c += SHARERS) {
-        y[row * COLUMNS + c] = exp(x[row * COLUMNS + c] - most) / sum;
+        y[row * COLUMNS + c] = exp_or_nan(x[row * COLUMNS + c] - most) / sum;
     }
 }
 
@@ -78,4 +78,14 @@ fn row_sum(lane: u32, value: f32) -> f32 {
     let sum = shared_values[lane - lane % SHARERS];
     workgroupBarrier();
     return sum;
+}
+
+// A driver may make a number of the exponential of a NaN; a diverged network must show.
+fn exp_or_nan(v: f32) -> f32 {
+    return select(exp(v), v, is_nan(v));
+}
+
+// By its bits: a compiler may take it that v == v.
+fn is_nan(v: f32) -> bool {
+    return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
 }

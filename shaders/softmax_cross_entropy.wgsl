@@ -39,12 +39,12 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         most = row_max(lane, most);
         var sum = 0.0;
         for (var c = lane % SHARERS; c < end; c += SHARERS) {
-            sum += exp(logits[row * COLUMNS + c] - most);
+            sum += exp_or_nan(logits[row * COLUMNS + c] - most);
         }
         sum = row_sum(lane, sum);
         if row < call.batch && lane % SHARERS == 0u {
             let label = labels[row];
-            let value = log(sum) + (most - logits[row * COLUMNS + min(label, COLUMNS - 1u)]);
+            let value = log_or_nan(sum) + (most - logits[row * COLUMNS + min(label, COLUMNS - 1u)]);
             total += bitcast<f32>(select(bitcast<u32>(value), NAN, label >= COLUMNS));
         }
     }
@@ -89,4 +89,19 @@ fn row_sum(lane: u32, value: f32) -> f32 {
     let sum = shared_values[lane - lane % SHARERS];
     workgroupBarrier();
     return sum;
+}
+
+// A driver may make a number of the exponential of a NaN; a diverged network must show.
+fn exp_or_nan(v: f32) -> f32 {
+    return select(exp(v), v, is_nan(v));
+}
+
+// The same for the logarithm.
+fn log_or_nan(v: f32) -> f32 {
+    return select(log(v), v, is_nan(v));
+}
+
+// By its bits: a compiler may take it that v == v.
+fn is_nan(v: f32) -> bool {
+    return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
 }

@@ -42,7 +42,7 @@ fn main(
     most = row_max(lane, most);
     var sum = 0.0;
     for (var c = lane % SHARERS; c < end; c += SHARERS) {
-        sum += exp(logits[row * COLUMNS + c] - most);
+        sum += exp_or_nan(logits[row * COLUMNS + c] - most);
     }
     sum = row_sum(lane, sum);
     if row >= call.batch {
@@ -51,7 +51,7 @@ fn main(
     let label = labels[row];
     let scale = dloss[0] / f32(call.batch);
     for (var c = lane % SHARERS; c < end; c += SHARERS) {
-        let probability = exp(logits[row * COLUMNS + c] - most) / sum;
+        let probability = exp_or_nan(logits[row * COLUMNS + c] - most) / sum;
         let value = (probability - f32(c == label)) * scale;
         dlogits[row * COLUMNS + c] = bitcast<f32>(select(bitcast<u32>(value), NAN, label >= COLUMNS));
     }
@@ -85,4 +85,14 @@ fn row_sum(lane: u32, value: f32) -> f32 {
     let sum = shared_values[lane - lane % SHARERS];
     workgroupBarrier();
     return sum;
+}
+
+// A driver may make a number of the exponential of a NaN; a diverged network must show.
+fn exp_or_nan(v: f32) -> f32 {
+    return select(exp(v), v, is_nan(v));
+}
+
+// By its bits: a compiler may take it that v == v.
+fn is_nan(v: f32) -> bool {
+    return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
 }
