@@ -162,6 +162,11 @@ fn broken_loss_ends_the_training_and_keeps_what_was_saved() {
     place.fails(1, "train --data data --device cpu --batch-size 8 --lr 1e30 --out m.safetensors --history h.json --plot p.png", &words);
     assert!(place.read("m.safetensors") == model, "a broken model took the place of a good one");
     assert_eq!(place.names("."), ["data", "m.json", "m.safetensors"]);
+    // With one step an epoch some epochs are whole before it breaks: they are in the history, and still no model is written.
+    place.fails(1, "train --data data --device cpu --batch-size 80 --lr 1e4 --out m.safetensors --history h.json", &["the loss is"]);
+    assert!(place.read("m.safetensors") == model, "a broken model took the place of a good one");
+    let history: serde_json::Value = serde_json::from_slice(&place.read("h.json")).unwrap();
+    assert!(!history["loss"].as_array().unwrap().is_empty(), "{history}");
 }
 
 #[test]

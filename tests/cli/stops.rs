@@ -129,6 +129,20 @@ fn kill_and_resume_end_in_the_same_bits() {
 }
 
 #[test]
+fn failed_checkpoint_loses_no_weights() {
+    let place = Place::new();
+    let mut training = Running::start(&place, &format!("{TRAIN} --checkpoint-dir ck --out m"));
+    training.wait_for("epoch 1/3 ");
+    training.signal("STOP");
+    std::fs::remove_file(place.path("ck/last.ckpt")).unwrap();
+    std::fs::create_dir(place.path("ck/last.ckpt")).unwrap();
+    training.signal("CONT");
+    let (code, out, err) = training.end();
+    assert!(code == Some(1) && err.contains("error: ck/last.ckpt: ") && out.contains("model   m\n"), "{code:?}: {out}{err}");
+    assert!(place.read("m") == place.read("ck/last.safetensors"), "not the weights of the last epoch");
+}
+
+#[test]
 fn finished_training_resumes_to_nothing() {
     let place = Place::new();
     place.ok(&format!("{TRAIN} --checkpoint-dir ck --out m"));
