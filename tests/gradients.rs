@@ -31,7 +31,7 @@ use wrong::{Spoil, Wrong, scale};
 const STEP: f64 = 1e-5;
 
 /// What an element may be off, in units of the largest element of its tensor's gradient, or of a thousandth of the loss where
-/// that is more: the loss is what rounds. Observed: at most 0.04 of it in the networks written out here, 0.09 in those drawn.
+/// that is more: the loss is what rounds. Observed: at most 0.04 of it in the networks written out here, 0.1 in those drawn.
 const TOLERANCE: f64 = 1e-7;
 
 /// What a check found: the worst error in units of the tolerance, elements compared, elements left out for a kink, and tensors
@@ -371,7 +371,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(100))]
+    #![proptest_config(config(300))]
 
     #[test]
     fn drawn_classifiers_have_the_slopes_of_their_losses(
