@@ -12,7 +12,7 @@ mod stops;
 use std::io::Read;
 use std::process::Stdio;
 
-use program::{Place, numbers, picture};
+use program::{Place, RECORD, numbers, picture};
 use serde_json::Value;
 
 #[test]
@@ -75,9 +75,11 @@ fn evaluate_agrees_with_the_validation_and_with_itself() {
     let confusion: Vec<Vec<f64>> = answer["confusion"].as_array().unwrap().iter().map(numbers).collect();
     let classes = answer["classes"].as_array().unwrap();
     assert_eq!((confusion.len(), classes.len()), (10, 10));
+    let labels: Vec<u8> = place.read("data/test_batch.bin").chunks(RECORD).map(|record| record[0]).collect();
     let correct: f64 = (0..10).map(|class| confusion[class][class]).sum();
     assert_eq!(answer["accuracy"], correct / 40.0);
     for (i, class) in classes.iter().enumerate() {
+        assert_eq!(class["images"], labels.iter().filter(|&&label| usize::from(label) == i).count(), "{class}");
         assert_eq!(class["images"].as_f64().unwrap(), confusion[i].iter().sum::<f64>(), "{class}");
         assert_eq!(class["predicted"].as_f64().unwrap(), confusion.iter().map(|row| row[i]).sum::<f64>(), "{class}");
         assert_eq!(class["correct"].as_f64().unwrap(), confusion[i][i], "{class}");
