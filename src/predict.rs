@@ -34,7 +34,7 @@ impl Predictor {
     /// Weights that are not the model's, or a lack of memory.
     pub fn new(mut exec: Box<dyn Executor>, model: Model, weights: &[NamedTensor], capacity: usize) -> Result<Self> {
         let (graph, nodes) = Self::graph(&model)?;
-        let plan = Arc::new(Plan::new(&graph, &[nodes.logits, nodes.probabilities], capacity)?);
+        let plan = Arc::new(Plan::fused(&graph, &[nodes.logits, nodes.probabilities], capacity)?);
         let id = exec.load(plan.clone())?;
         if weights.len() != nodes.params.len() {
             return Err(Error::invalid("weights of the model", weights.len(), format!("{} tensors", nodes.params.len())));
@@ -59,7 +59,7 @@ impl Predictor {
     /// The plan of prediction, without a device.
     pub fn plan_of(model: &Model, capacity: usize) -> Result<Plan> {
         let (graph, nodes) = Self::graph(model)?;
-        Plan::new(&graph, &[nodes.logits, nodes.probabilities], capacity)
+        Plan::fused(&graph, &[nodes.logits, nodes.probabilities], capacity)
     }
 
     /// The device's name.

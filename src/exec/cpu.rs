@@ -158,10 +158,12 @@ impl Executor for CpuExecutor {
 /// Runs one step. What it writes is taken out of its place meanwhile, so that the rest can be borrowed.
 fn run_step(step: &Step, batch: usize, leaves: &mut [Option<Leaf>], slots: &mut [Vec<f32>], scratch: &mut Vec<f32>) {
     let rules = step.op.rules();
-    let mut output = match step.output.map(|operand| operand.place) {
-        Some(Place::Slot(slot)) => std::mem::take(&mut slots[slot]),
-        _ => Vec::new(),
-    };
+    let mut outputs: Vec<Vec<f32>> = (step.outputs())
+        .map(|operand| match operand.place {
+            Place::Slot(slot) => std::mem::take(&mut slots[slot]),
+            Place::Leaf(_) => unreachable!("a plan writes to slots"),
+        })
+        .collect();
     let updated_leaf = |&i: &usize| match step.inputs[i].place {
         Place::Leaf(id) => id.index(),
         Place::Slot(_) => unreachable!("only parameters and state are updated"),
@@ -179,20 +181,23 @@ fn run_step(step: &Step, batch: usize, leaves: &mut [Option<Leaf>], slots: &mut 
         CpuView::new(operand.ty, batch, words)
     };
     let ty = step.output.map_or(step.inputs[0].ty, |operand| operand.ty);
-    let written = if step.output.is_some() { ty.bytes(batch) / 4 } else { 0 };
+    let mut written = outputs.iter_mut().zip(step.outputs()).map(|(words, operand)| &mut words[..operand.ty.bytes(batch) / 4]);
     let mut args = Cpu {
         batch,
         inputs: step.inputs.iter().enumerate().map(view).collect(),
         updated: updated.iter_mut().map(Vec::as_mut_slice).collect(),
-        output: &mut output[..written],
+        output: written.next().unwrap_or_default(),
+        extra: written.collect(),
         scratch,
     };
     if !rules.cpu(&mut args) {
         args.by_reference(rules, &step.input_types(), ty);
     }
 
-    if let Some(Place::Slot(slot)) = step.output.map(|operand| operand.place) {
-        slots[slot] = output;
+    for (operand, words) in step.outputs().zip(outputs) {
+        if let Place::Slot(slot) = operand.place {
+            slots[slot] = words;
+        }
     }
     for (i, words) in rules.updates().iter().zip(updated) {
         leaves[updated_leaf(i)].as_mut().expect("a loaded plan has its leaves").words = words;

@@ -90,7 +90,7 @@ macro_rules! kernel {
 }
 pub(crate) use kernel;
 
-/// One dispatch to be. Bindings follow the operands: inputs from 0, the output last, all in group 0; an operand named by
+/// One dispatch to be. Bindings follow the operands: inputs from 0, the output and the extra ones last, all in group 0; an operand named by
 /// [`Rules::updates`] is bound `read_write`, every other input `read`.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -122,6 +122,8 @@ pub struct Reference<'a> {
     pub updated: Vec<&'a mut [f64]>,
     /// The output, poisoned with NaN: every element is to be written. Empty for an operator that updates.
     pub output: &'a mut [f64],
+    /// The outputs that [`Rules::extra_outputs`] names, in its order, poisoned likewise.
+    pub extra: Vec<&'a mut [f64]>,
 }
 
 /// An operand of a CPU kernel: words in memory, read as its element type.
@@ -183,6 +185,8 @@ pub struct Cpu<'a> {
     pub updated: Vec<&'a mut [f32]>,
     /// The output's words (bits of `u32` where that is its type). Empty for an operator that updates.
     pub output: &'a mut [f32],
+    /// The words of the outputs that [`Rules::extra_outputs`] names, in its order.
+    pub extra: Vec<&'a mut [f32]>,
     /// Scratch memory that keeps its size from step to step.
     pub scratch: &'a mut Vec<f32>,
 }
@@ -195,16 +199,22 @@ impl Cpu<'_> {
         let operands: Vec<Vec<f64>> = self.inputs.iter().map(CpuView::to_f64).collect();
         let inputs = operands.iter().zip(types).map(|(data, ty)| View { extents: ty.shape.extents(self.batch), data }).collect();
         let mut result = vec![f64::NAN; if self.output.is_empty() { 0 } else { output.shape.len(self.batch) }];
+        let extra_types = rules.extra_outputs(types);
+        let mut extra: Vec<Vec<f64>> = extra_types.iter().map(|ty| vec![f64::NAN; ty.shape.len(self.batch)]).collect();
         rules.reference(&mut Reference {
             batch: self.batch,
             inputs,
             updated: updated.iter_mut().map(Vec::as_mut_slice).collect(),
             output: &mut result,
+            extra: extra.iter_mut().map(Vec::as_mut_slice).collect(),
         });
         for ((&i, words), values) in rules.updates().iter().zip(&mut self.updated).zip(&updated) {
             store(words, values, types[i].dtype);
         }
         store(self.output, &result, output.dtype);
+        for ((words, values), ty) in self.extra.iter_mut().zip(&extra).zip(extra_types) {
+            store(words, values, ty.dtype);
+        }
     }
 }
 
@@ -236,6 +246,12 @@ pub trait Rules: fmt::Debug + Send + Sync {
     /// The output's type, or what does not fit. `inputs` has [`arity`](Self::arity) entries. An operator that updates checks its operands and returns the type of the
     /// first it updates.
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType>;
+
+    /// Types of what the operator writes beside its output, for operands that [`infer`](Self::infer) has accepted. The graph
+    /// has a node for each ([`Graph::extra_outputs`]).
+    fn extra_outputs(&self, _inputs: &[TensorType]) -> Vec<TensorType> {
+        Vec::new()
+    }
 
     /// Appends to `graph` the gradient of the loss for each input, given that for the output; `None` where there is none
     /// (integers) or it is zero everywhere.

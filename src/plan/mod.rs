@@ -3,6 +3,7 @@
 //! A plan is data. It can be printed, checked and run by any executor, and running it decides nothing. Dead nodes are left
 //! out, so one graph can hold training, evaluation and prediction, and each gets a plan of its own by naming its roots.
 
+mod fuse;
 mod memory;
 mod verify;
 
@@ -46,6 +47,8 @@ pub struct Step {
     pub inputs: Vec<Operand>,
     /// The result; an effect has none.
     pub output: Option<Operand>,
+    /// What the operator writes beside it, in order.
+    pub extra: Vec<Operand>,
     /// The kernel with its constants and workgroups.
     pub launch: Launch,
 }
@@ -54,6 +57,11 @@ impl Step {
     /// Types of the operands.
     pub fn input_types(&self) -> Vec<TensorType> {
         self.inputs.iter().map(|operand| operand.ty).collect()
+    }
+
+    /// All that is written: the result and what comes beside it.
+    pub fn outputs(&self) -> impl Iterator<Item = Operand> + '_ {
+        self.output.into_iter().chain(self.extra.iter().copied())
     }
 
     /// `label: operator`, for messages.
@@ -111,6 +119,9 @@ impl Plan {
 
         let (mut steps, mut leaves) = (Vec::new(), Vec::new());
         for (id, node) in graph.nodes().filter(|(id, _)| needed[id.index()]) {
+            if matches!(node.role, Role::Extra(_)) {
+                continue;
+            }
             let Some(op) = &node.op else {
                 leaves.push(Leaf { tensor: id, role: node.role, ty: node.ty, label: node.label.clone() });
                 continue;
@@ -122,10 +133,32 @@ impl Plan {
             let types: Vec<TensorType> = inputs.iter().map(|input| input.ty).collect();
             let launch = op.rules().launch(&types, node.ty);
             let output = (node.role != Role::Effect).then(|| operand(id));
-            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, launch });
+            let extra = graph.extra_outputs(id).into_iter().map(operand).collect();
+            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, extra, launch });
         }
         let plan = Self { capacity, steps, slots: placed.slots, leaves, roots: roots.to_vec(), places: placed.operands };
         plan.verify().map_err(|problem| Error::invalid("a plan", problem, "operators that do not read what they update"))?;
+        Ok(plan)
+    }
+
+    /// The same, with chains of operators that a kernel can do in one go put together first (see `plan/fuse.rs`): fewer steps, and
+    /// intermediate values that are never stored. The result agrees with that of [`new`](Self::new) within rounding.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn fused(graph: &Graph, roots: &[TensorId], capacity: usize) -> Result<Self> {
+        if roots.is_empty() {
+            return Self::new(graph, roots, capacity);
+        }
+        let mut fused = graph.clone();
+        let needed = needed(graph, roots);
+        let now = fuse::fuse(&mut fused, roots, &needed)?;
+        let mut plan = Self::new(&fused, &roots.iter().map(|root| now[root]).collect::<Vec<_>>(), capacity)?;
+        // Roots are known to the caller by what they were called before.
+        for &root in roots {
+            plan.places[root.index()] = plan.places[now[&root].index()];
+        }
+        plan.roots = roots.to_vec();
         Ok(plan)
     }
 
@@ -181,6 +214,7 @@ fn needed(graph: &Graph, roots: &[TensorId]) -> Vec<bool> {
     for (id, node) in graph.nodes().rev() {
         if needed[id.index()] {
             node.inputs.iter().for_each(|input| needed[input.index()] = true);
+            graph.extra_outputs(id).iter().for_each(|extra| needed[extra.index()] = true);
         }
     }
     needed
@@ -196,7 +230,8 @@ impl fmt::Display for Plan {
         writeln!(f, "{:>3}  {:<20} {:<22} {:>10}  operands -> result, `@` and the slot", "#", "layer", "kernel", "workgroups")?;
         for (i, step) in self.steps.iter().enumerate() {
             let operands: Vec<String> = step.inputs.iter().map(place).collect();
-            let result = step.output.as_ref().map_or("(in place)".to_owned(), place);
+            let results: Vec<String> = step.outputs().map(|operand| place(&operand)).collect();
+            let result = if results.is_empty() { "(in place)".to_owned() } else { results.join(" · ") };
             let count = step.launch.workgroups.count(self.capacity);
             writeln!(f, "{i:>3}  {:<20} {:<22} {count:>10}  {} -> {result}", step.label, step.launch.kernel.name, operands.join(" · "))?;
         }

@@ -79,7 +79,7 @@ impl Program {
         }
         graph.scope("clock");
         roots.push(graph.tick(adam.tick(), rate, train_split.clock)?);
-        let train_plan = Plan::new(&graph, &roots, config.batch)?;
+        let train_plan = Plan::fused(&graph, &roots, config.batch)?;
 
         let test_split = split(&mut graph, "test", (model, images[1]), EVALUATION_BATCH, largest)?;
         let logits = network.apply(&mut graph, test_split.images)?;
@@ -89,7 +89,7 @@ impl Program {
         let record = graph.record(loss, correct, test_split.clock, test_split.log)?;
         graph.scope("clock");
         let advance = graph.advance(test_split.clock)?;
-        let test_plan = Plan::new(&graph, &[record, advance], EVALUATION_BATCH)?;
+        let test_plan = Plan::fused(&graph, &[record, advance], EVALUATION_BATCH)?;
         let (splits, plans) = ([train_split, test_split], [train_plan, test_plan]);
         Ok(Self { graph, network, moments, rate, splits, plans })
     }

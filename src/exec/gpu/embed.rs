@@ -14,7 +14,7 @@ impl GpuExecutor {
         let node = graph.node(tensor);
         let (ty, label) = (node.ty, node.label.clone());
         let what = || format!("the buffer for {label} {ty}");
-        if matches!(node.role, Role::Value | Role::Effect) {
+        if matches!(node.role, Role::Value | Role::Extra(_) | Role::Effect) {
             return Err(Error::invalid(what(), format!("{:?}", node.role), "an input, a parameter, state or a constant"));
         }
         let bytes = ty.bytes(capacity);

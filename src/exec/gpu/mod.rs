@@ -189,12 +189,12 @@ impl GpuExecutor {
     fn dispatch(&mut self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
         let updates = step.op.rules().updates();
         let mut writable: Vec<bool> = (0..step.inputs.len()).map(|i| updates.contains(&i)).collect();
-        writable.extend(step.output.map(|_| true));
+        writable.extend(step.outputs().map(|_| true));
         let pipeline = self.pipelines.get(&self.gpu, &step.launch, writable)?;
-        let operands = step.inputs.iter().chain(&step.output);
+        let operands = step.inputs.iter().copied().chain(step.outputs());
         let entries: Vec<_> = (0..)
             .zip(operands)
-            .map(|(binding, operand)| wgpu::BindGroupEntry { binding, resource: self.binding(loaded, operand) })
+            .map(|(binding, operand)| wgpu::BindGroupEntry { binding, resource: self.binding(loaded, &operand) })
             .collect();
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let label = Some(step.launch.kernel.name);

@@ -95,6 +95,15 @@ impl Geometry {
         Some([place(0)?, place(1)?])
     }
 
+    /// Where x and w are read for one term of an output element: image `n`, pixel `out`, filter `o`, and channel `c` of its
+    /// group through a tap; nothing where that is padding.
+    pub(super) fn at(&self, n: usize, out: [usize; 2], tap: [usize; 2], o: usize, c: usize) -> Option<[usize; 2]> {
+        let [h, w] = self.pixel(out, tap)?;
+        let channel = o / self.filters * self.channels + c;
+        let x = ((n * self.input[0] + h) * self.input[1] + w) * self.inputs() + channel;
+        Some([x, ((tap[0] * self.kernel[1] + tap[1]) * self.channels + c) * self.outputs() + o])
+    }
+
     /// The `override` constants that every convolution kernel has.
     pub(super) fn constants(&self) -> Vec<(&'static str, f64)> {
         let pairs = [

@@ -45,7 +45,7 @@ pub(super) fn slices(geometry: &Geometry) -> usize {
 }
 
 /// Workgroups of one slice.
-fn tiles(geometry: &Geometry) -> usize {
+pub(super) fn tiles(geometry: &Geometry) -> usize {
     let columns = tile_columns(geometry.filters);
     geometry.depth().div_ceil(AREA / columns) * geometry.groups * geometry.filters.div_ceil(columns)
 }
@@ -75,9 +75,7 @@ impl Conv2dWeightGrad {
             let dy = image("dy", dy)?;
             let channels = x[2].checked_div(self.conv.groups).unwrap_or(0).max(1);
             let geometry = Geometry::new(&self.conv, x, [self.kernel[0], self.kernel[1], channels, dy[2]])?;
-            if self.slices == 0 || self.slices.checked_mul(geometry.depth() * geometry.outputs()).is_none_or(|len| len > 1 << 30) {
-                return Err(format!("{} slices of the weight are none or too many", self.slices));
-            }
+            check_slices(self.slices, &geometry)?;
             agrees(&geometry, dy).map(|()| geometry)
         });
         let operands = [("x", x, "(N, H, W, I)"), ("dy", dy, "(N, OH, OW, O)")];
@@ -87,6 +85,14 @@ impl Conv2dWeightGrad {
     fn known(&self, inputs: &[TensorType]) -> Geometry {
         self.geometry(inputs).expect("shapes were checked when the graph was built")
     }
+}
+
+/// Whether so many partial sums can be.
+pub(super) fn check_slices(slices: usize, geometry: &Geometry) -> Result<(), String> {
+    if slices == 0 || slices.checked_mul(geometry.depth() * geometry.outputs()).is_none_or(|len| len > 1 << 30) {
+        return Err(format!("{slices} slices of the weight are none or too many"));
+    }
+    Ok(())
 }
 
 /// Whether dy is of the shape that the convolution's output has.

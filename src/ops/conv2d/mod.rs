@@ -2,6 +2,7 @@
 
 mod geometry;
 mod grad;
+mod relu_pool;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use geometry::Geometry;
 use geometry::{image, mismatch, weight};
 pub use grad::{Conv2dInputGrad, Conv2dWeightGrad};
+pub(crate) use relu_pool::{Block, EDGE, PLACES};
+pub use relu_pool::{Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
 use super::window::{Padding, Window};
 use super::{Cpu, Kernel, Launch, Reference, Rules, Workgroups, kernel};
