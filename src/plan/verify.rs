@@ -1,18 +1,23 @@
 //! Proof that a plan's memory is sound, by a method other than the one that placed it: replaying it and watching.
 
-use super::{Place, Plan};
+use super::{Operand, Place, Plan};
 use crate::graph::TensorId;
 
 impl Plan {
     /// Replays the plan and checks that every step reads what was last written to that place, that no step reads and writes
-    /// one piece of memory except through what its operator updates, that everything fits, and that the roots survive.
+    /// one piece of memory except through what its operator updates, that no view of a leaf is read after an update that it
+    /// comes before, that everything fits, and that the roots survive.
     ///
     /// # Errors
     /// The first thing that is wrong, as a sentence.
     pub fn verify(&self) -> Result<(), String> {
         let mut holds: Vec<Option<TensorId>> = vec![None; self.slots.len()];
+        let mut updates: Vec<(TensorId, TensorId)> = Vec::new(); // a leaf, and the effect that has changed it
         for step in &self.steps {
             for input in &step.inputs {
+                if stale(input, &updates) {
+                    return Err(format!("{} reads node {}, a view of what was updated since", step.title(), input.tensor.index()));
+                }
                 if let Place::Slot(slot) = input.place {
                     let owner = self.owner(input.tensor, slot);
                     if holds[slot].is_none() || holds[slot] != owner {
@@ -25,6 +30,7 @@ impl Plan {
                 if step.inputs.iter().enumerate().any(|(i, input)| i != updated && input.place == place) {
                     return Err(format!("{} reads and updates the same memory", step.title()));
                 }
+                updates.push((step.inputs[updated].tensor, step.node));
             }
             for (i, output) in step.outputs().enumerate() {
                 let Place::Slot(slot) = output.place else {
@@ -43,6 +49,9 @@ impl Plan {
             }
         }
         for root in &self.roots {
+            if self.places[root.index()].is_some_and(|operand| stale(&operand, &updates)) {
+                return Err(format!("the root node {} is a view of what is updated after it", root.index()));
+            }
             if let Some(operand) = self.places[root.index()]
                 && let Place::Slot(slot) = operand.place
                 && holds[slot] != self.owner(operand.tensor, slot)
@@ -57,6 +66,12 @@ impl Plan {
     fn owner(&self, tensor: TensorId, slot: usize) -> Option<TensorId> {
         self.slots[slot].tensors.iter().rev().find(|&&owner| owner <= tensor).copied()
     }
+}
+
+/// Whether an operand is a view of a leaf from before one of these updates, whose content is gone.
+fn stale(operand: &Operand, updates: &[(TensorId, TensorId)]) -> bool {
+    let Place::Leaf(leaf) = operand.place else { return false };
+    operand.tensor != leaf && updates.iter().any(|&(updated, effect)| updated == leaf && operand.tensor < effect)
 }
 
 #[cfg(test)]

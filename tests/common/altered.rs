@@ -10,7 +10,8 @@ use shadernet::shape::TensorType;
 /// What a test does to a CPU kernel's output after it has run.
 pub type Damage = fn(&mut [f32]);
 
-/// Delegates to an operator, except that the text of its WGSL kernel or the result of its CPU kernel is another.
+/// Delegates to an operator, except that the text of its WGSL kernel, the result of its CPU kernel or the range that one of its
+/// operands is drawn from is another.
 #[derive(Debug)]
 pub struct Altered {
     pub op: Op,
@@ -18,17 +19,24 @@ pub struct Altered {
     pub source: Option<&'static str>,
     /// What is done to the output of the CPU kernel, if anything.
     pub damage: Option<Damage>,
+    /// An operand, and the least and greatest value it takes, if they are not the operator's.
+    pub range: Option<(usize, (f64, f64))>,
 }
 
 impl Altered {
     /// An operator with this text for its kernel. The text lives to the program's end, as those of kernels do.
     pub fn kernel(op: impl Into<Op>, source: String) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: Some(source.leak()), damage: None }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: Some(source.leak()), damage: None, range: None }))
     }
 
     /// An operator whose CPU kernel's output is spoilt.
     pub fn cpu_output(op: impl Into<Op>, damage: Damage) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: Some(damage) }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: Some(damage), range: None }))
+    }
+
+    /// An operator one of whose operands is drawn from this range.
+    pub fn drawn(op: impl Into<Op>, input: usize, range: (f64, f64)) -> Op {
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, range: Some((input, range)) }))
     }
 }
 
@@ -77,7 +85,7 @@ impl Rules for Altered {
     }
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
-        self.op.rules().domain(input, inputs)
+        self.range.filter(|&(drawn, _)| drawn == input).map_or_else(|| self.op.rules().domain(input, inputs), |(_, range)| range)
     }
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
