@@ -10,6 +10,8 @@ use super::TrainConfig;
 use super::program::{Program, Split};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::exec::ceiling::Ceiling;
+use crate::exec::profile::RunTimes;
 use crate::exec::{Executor, PlanId, read_f32, read_u32, write_f32, write_u32};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{self, Model, Network};
@@ -129,6 +131,32 @@ impl Session {
     /// Runs the training steps `first..last` of the epoch. May return before the device is done.
     pub fn train(&mut self, first: usize, last: usize) -> Result<()> {
         self.exec.run(self.train_plan, &self.train.batches[first..last])
+    }
+
+    /// [`train`](Self::train), timed step by step: the same changes to the bit, and the device is done when this returns.
+    ///
+    /// # Errors
+    /// As [`Executor::profile`].
+    pub fn profile_training(&mut self, first: usize, last: usize) -> Result<Vec<RunTimes>> {
+        self.exec.profile(self.train_plan, &self.train.batches[first..last])
+    }
+
+    /// The first `steps` steps, or all there are, of [`evaluate`](Self::evaluate), timed step by step.
+    ///
+    /// # Errors
+    /// As [`Executor::profile`].
+    pub fn profile_evaluation(&mut self, steps: usize) -> Result<Vec<RunTimes>> {
+        write_u32(self.exec.as_mut(), self.test.clock, &[0, 0])?;
+        let batches = &self.test.batches[..steps.min(self.test.batches.len())];
+        self.exec.profile(self.test_plan, batches)
+    }
+
+    /// What the device can do at most, see [`Executor::ceiling`].
+    ///
+    /// # Errors
+    /// As [`Executor::ceiling`].
+    pub fn ceiling(&self) -> Result<Ceiling> {
+        self.exec.ceiling()
     }
 
     /// Waits for the device.

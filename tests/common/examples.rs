@@ -60,6 +60,7 @@ pub fn examples() -> Vec<Example> {
     all.push(example(Add, &[batched(&[33, 9]); 2], 3));
     all.push(example(Mul, &[fixed(&[300]); 2], 1));
     all.push(example(BiasAdd, &[batched(&[5, 3, 33]), fixed(&[33])], 3));
+    all.push(example(FmaChains, &[fixed(&[2])], 2));
     for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
         let a = fixed(&if transpose_a { [33, 70] } else { [70, 33] });
         let b = fixed(&if transpose_b { [67, 33] } else { [33, 67] });
