@@ -168,7 +168,7 @@ for ((round = 1; round <= rounds; round++)); do
         peer=${fields[0]} threads=${fields[1]}
         turn "$round" "$peer" ours ours "$threads" || { tail -n 5 "$work/err" >&2 && exit 1; }
         if ! turn "$round" "$peer" peer "${fields[@]:2}"; then
-            skip "$peer" "it failed: $(tail -n 1 "$work/err")"
+            skip "$peer" "it failed: $(grep -m 1 'not compiled in' "$work/err" || grep -m 1 -i error "$work/err" || tail -n 1 "$work/err")"
             unset "contestants[$i]"
         fi
     done

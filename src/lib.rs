@@ -45,7 +45,7 @@
 //! | `kernels`, `shaders/` | the kernels themselves, on the CPU and in WGSL |
 //! | [`autodiff`] | gradients, as nodes appended to the graph |
 //! | [`mod@plan`] | order, kernels, memory: data that can be printed, checked and run |
-//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test |
+//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test; profiles |
 //! | [`nn`], [`models`] | layers and their initial values; networks that come with the crate |
 //! | [`data`], [`mod@train`], [`predict`], [`files`] | images, the training loop, prediction, what is on disk |
 //! | [`mod@bench`] | what is measured of all that |

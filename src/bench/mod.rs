@@ -112,7 +112,7 @@ pub struct Epoch {
     pub val_accuracy: f64,
 }
 
-/// Trains to the end after a few steps that are taken back, and tells how long each epoch took.
+/// Trains to the end, with a trainer that has not begun, after a few steps that are taken back; tells how long each epoch took.
 ///
 /// # Errors
 /// As [`Trainer::fit`].

@@ -1,5 +1,5 @@
-//! What a device can do at most, measured on it: multiply-adds in registers or one large matrix product, and one sum of
-//! tensors that no cache holds.
+//! What a device can do at most, measured on it: multiply-adds in registers or a large matrix product, and a sum of tensors
+//! that few caches hold.
 //!
 //! A share of a data sheet's number says little where clocks depend on heat and neighbours; a share of what the same device
 //! did a moment ago says how much is left in a kernel.
@@ -27,7 +27,7 @@ pub struct Ceiling {
 }
 
 /// Runs whose best counts.
-const RUNS: usize = 8;
+const RUNS: usize = 10;
 
 /// Nanoseconds that one run should take at least, so that what starts and ends it does not count.
 const ENOUGH: f64 = 5e6;
@@ -35,8 +35,9 @@ const ENOUGH: f64 = 5e6;
 /// The most images of a run, and so workgroups of multiply-adds: some 200 GFLOP.
 const MOST: usize = 1 << 16;
 
-/// Edge of the matrices.
-const EDGE: usize = 1024;
+/// Extents M, N and K of the product: much work on a right factor that stays in a core's own cache. A square of the same work
+/// is held up by memory on machines with many cores or busy neighbours.
+const PRODUCT: [usize; 3] = [4096, 256, 256];
 
 /// Elements of each tensor of the sum: 64 MiB, more than most caches hold.
 const ELEMENTS: usize = 16 << 20;
@@ -48,7 +49,8 @@ pub(super) fn of_gpu(exec: &mut dyn Executor) -> Result<Ceiling> {
 
 /// On the CPU, likewise.
 pub(super) fn of_cpu(exec: &mut dyn Executor) -> Result<Ceiling> {
-    measure(exec, Matmul::default().into(), &[&[EDGE, EDGE], &[EDGE, EDGE]], 1, format!("a product of {EDGE}x{EDGE} matrices"))
+    let [m, n, k] = PRODUCT;
+    measure(exec, Matmul::default().into(), &[&[m, k], &[k, n]], 1, format!("a product of {m}x{k} by {k}x{n} numbers"))
 }
 
 /// Times `work` on operands of these extents, and a sum of two large tensors.

@@ -2,6 +2,7 @@
 //!
 //! Running a plan decides nothing: kernels, memory and order are the plan's. [`cpu`] is the product's path for machines
 //! without a GPU, [`gpu`] replays the WGSL kernels, and [`reference`](mod@reference) runs the operators' plain loop nests that judge both.
+//! [`profile`] is what the executors' clocks say of each step, [`ceiling`] what a device can do at most.
 
 pub mod ceiling;
 pub mod cpu;
