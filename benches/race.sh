@@ -152,14 +152,18 @@ if not found:
 print(json.dumps(dict(round=round_, peer=peer, who=who, found=found, report=report)))
 END
 
-ours() { "$SHADERNET" bench --json --data "$data" --device "$device" --threads "$1" --epochs "$epochs" --limit-train "$limit" --seconds "$seconds"; }
+ours() {
+    local limits=(--epochs "$epochs" --limit-train "$limit" --seconds "$seconds")
+    "$SHADERNET" bench --json --data "$data" --device "$device" --threads "$1" "${limits[@]}"
+}
 
 # Runs one program and records what it found: `turn ROUND PEER ours|peer command…`.
 turn() {
     local round=$1 peer=$2 who=$3
     shift 3
     printf 'round %s  %-14s %s\n' "$round" "$peer" "$who" >&2
-    "$@" >"$work/out" 2>"$work/err" && "$PYTHON" "$work/record.py" "$round" "$peer" "$who" "$work/out" >>"$work/record" 2>>"$work/err"
+    "$@" >"$work/out" 2>"$work/err" &&
+        "$PYTHON" "$work/record.py" "$round" "$peer" "$who" "$work/out" >>"$work/record" 2>>"$work/err"
 }
 
 for ((round = 1; round <= rounds; round++)); do
@@ -198,8 +202,9 @@ print(f"\n{'peer':<15} {'what':<20} {'ours':>10} {'peer':>10}   ours : peer, min
 results = []
 for (peer, what), entry in ratios.items():
     ours, theirs, ratio = (statistics.median(entry[k]) for k in ("ours", "peer", "ratio"))
-    print(f"{peer:<15} {what:<20} {ours:>10.4g} {theirs:>10.4g}   {'':11}{min(entry['ratio']):>6.2f}  {ratio:>6.2f}  {max(entry['ratio']):.2f}")
-    results.append(dict(peer=peer, what=what, ours=entry["ours"], theirs=entry["peer"], min=min(entry["ratio"]), median=ratio, max=max(entry["ratio"])))
+    least, most = min(entry["ratio"]), max(entry["ratio"])
+    print(f"{peer:<15} {what:<20} {ours:>10.4g} {theirs:>10.4g}   {'':11}{least:>6.2f}  {ratio:>6.2f}  {most:.2f}")
+    results.append(dict(peer=peer, what=what, ours=entry["ours"], theirs=entry["peer"], min=least, median=ratio, max=most))
 if not results:
     sys.exit("no peer finished")
 if sys.argv[2]:

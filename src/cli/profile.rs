@@ -21,9 +21,7 @@ use super::{Device, Result, answer, answer_json, at_least_one, batch_size, forma
 /// A GPU is timed by its own clock, the CPU by the processor's. Times are medians over the steps. The ceiling is not taken from a
 /// data sheet but measured on the same device in the same run. The images are noise: times do not depend on them.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  shadernet profile\n  shadernet profile --what predict --batch-size 1 --trace trace.json\n\n\
-    `% ceiling` and `% memory` can pass 100 where a kernel's operands stay in caches. A trace opens in https://ui.perfetto.dev or\n\
-    chrome://tracing.")]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {
     /// A model, as `train --out` writes it [default: the built-in CIFAR-10 network].
     model: Option<PathBuf>,
@@ -46,6 +44,14 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
 }
+
+const AFTER_HELP: &str = "\
+Examples:
+  shadernet profile
+  shadernet profile --what predict --batch-size 1 --trace trace.json
+
+`% ceiling` and `% memory` can pass 100 where a kernel's operands stay in caches, or where other programs disturb.
+A trace opens in https://ui.perfetto.dev and in chrome://tracing.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
