@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Use the first so many test images only.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     limit_test: Option<usize>,
     #[command(flatten)]
     device: Device,

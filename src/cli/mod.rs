@@ -44,8 +44,10 @@ Examples:
   shadernet predict cnn.safetensors cat.png dog.jpg --top 5
 
 Exit codes: 0 done, 1 failed (one message on standard error says why), 2 wrong usage.
-Environment: RUST_LOG (error, warn, info, debug; default warn), SHADERNET_CACHE (folder for downloads),
-  SHADERNET_OFFLINE=1 (never download).";
+Environment:
+  RUST_LOG             error, warn, info or debug; default warn
+  SHADERNET_CACHE      folder for downloads; default: the user's cache folder
+  SHADERNET_OFFLINE=1  never download";
 
 #[derive(Subcommand)]
 enum Command {
@@ -110,7 +112,12 @@ pub(crate) fn main() -> ExitCode {
 
 /// Writes an error to standard error, and goes on where nobody reads that.
 fn complain(error: &dyn std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "error: {error}");
+    progress::remark(&format!("error: {}", printable(&error.to_string())));
+}
+
+/// A message may quote what stands in a damaged file, and that is not for the terminal to obey.
+fn printable(message: &str) -> String {
+    message.chars().map(|c| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// Writes an answer to standard output.
@@ -133,7 +140,7 @@ struct Device {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
     /// Threads of the CPU path [default: one for each core].
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     threads: Option<usize>,
 }
 
@@ -201,6 +208,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// More threads than any machine has cores would take the machine down.
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=1024) => Ok(number),
+        _ => Err("expected a whole number from 1 to 1024".to_owned()),
+    }
+}
+
 fn batch_size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number @ 1..=65_536) => Ok(number),
@@ -211,6 +226,11 @@ fn batch_size(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn messages_do_not_command_the_terminal() {
+        assert_eq!(super::printable("“é”\u{1b}[2J\n\u{9b}"), "“é”\\u{1b}[2J\n\\u{9b}");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

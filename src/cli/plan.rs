@@ -20,7 +20,7 @@ pub(super) struct Arguments {
     /// A model, as `train --out` writes it [default: the built-in CIFAR-10 network].
     model: Option<PathBuf>,
     /// Images of a training step and of inference.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size, allow_negative_numbers = true)]
     batch_size: usize,
     /// Answer with one JSON document: training, evaluation and inference, each with its steps, slots and bytes.
     #[arg(long)]

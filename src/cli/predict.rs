@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     /// Classes to name for each picture, the most probable first.
-    #[arg(long, value_name = "K", default_value_t = 3, value_parser = at_least_one)]
+    #[arg(long, value_name = "K", default_value_t = 3, value_parser = at_least_one, allow_negative_numbers = true)]
     top: usize,
     #[command(flatten)]
     device: Device,
@@ -76,6 +76,9 @@ fn classify<'a>(predictor: &mut Predictor, paths: &'a [PathBuf], top: usize) -> 
     let pictures: Vec<LibraryResult<Vec<u8>>> = paths.iter().map(|path| read_image(path, height, width)).collect();
     let bytes: Vec<u8> = pictures.iter().flatten().flatten().copied().collect();
     let probabilities = predictor.predict(&bytes)?;
+    if let Some(wrong) = probabilities.iter().find(|probability| !probability.is_finite()) {
+        return Err(Error::invalid("a probability", wrong, "a finite number: the model is not usable"));
+    }
     let classes = predictor.model().classes.clone();
     let mut rows = probabilities.chunks_exact(classes.len());
     let prediction = |(path, picture): (&'a PathBuf, LibraryResult<Vec<u8>>)| {

@@ -62,14 +62,16 @@ pub(super) fn remark(text: &str) {
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    /// A bar over images, of which some are done.
+    /// A bar over images, of which some are done. It gets what the terminal has left beside the figures.
     pub(super) fn images(title: &str, done: usize, all: usize) -> Self {
-        Self::new(title, done as u64, all as u64, "{prefix}  {bar:28} {pos:>6}/{len}  {rate:>13}  {eta:>4} left  {msg}")
+        let digits = all.to_string().len();
+        let template = format!("{{prefix}} {{wide_bar}} {{pos:>{digits}}}/{{len}} {{rate:>13}} {{eta:>3}} left {{msg}}");
+        Self::new(title, done as u64, all as u64, &template)
     }
 
     /// A bar over bytes.
     pub(super) fn bytes(title: &str, done: u64, all: u64) -> Self {
-        Self::new(title, done, all, "{prefix}  {bar:28} {bytes:>10}/{total_bytes}  {bytes_per_sec:>12}  {eta:>4} left")
+        Self::new(title, done, all, "{prefix} {wide_bar} {bytes:>10}/{total_bytes} {bytes_per_sec:>12} {eta:>3} left")
     }
 
     fn new(title: &str, done: u64, all: u64, template: &str) -> Self {

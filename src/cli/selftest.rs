@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     checked: bool,
     /// Images each step runs on.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = batch_size)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = batch_size, allow_negative_numbers = true)]
     batch_size: usize,
     /// Answer with one JSON document: device, checked, passed, verdicts (kernel, step, shapes, worst, problem).
     #[arg(long)]

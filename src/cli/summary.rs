@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     /// A model, as `train --out` writes it [default: the built-in CIFAR-10 network].
     model: Option<PathBuf>,
     /// Images of a training step and of inference, for the bytes of the plans.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size, allow_negative_numbers = true)]
     batch_size: usize,
     /// Answer with one JSON document: layers (name, type, output_shape, params), params, bytes, plans.
     #[arg(long)]

@@ -29,16 +29,16 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Times to go over the training images, those before a resume included.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one, allow_negative_numbers = true)]
     epochs: usize,
     /// Images of a step. The last step of an epoch takes what is left.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size, allow_negative_numbers = true)]
     batch_size: usize,
     /// Adam's learning rate.
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = learning_rate)]
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = learning_rate, allow_negative_numbers = true)]
     lr: f32,
     /// Determines the initial weights and every epoch's order.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
     #[command(flatten)]
     device: Device,
@@ -50,7 +50,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
     /// Also keep a checkpoint after every so many steps of an epoch.
-    #[arg(long, value_name = "N", requires = "checkpoint_dir", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", requires = "checkpoint_dir", value_parser = at_least_one, allow_negative_numbers = true)]
     checkpoint_steps: Option<usize>,
     /// Go on from the checkpoint in that folder; start anew if there is none.
     #[arg(long, requires = "checkpoint_dir")]
@@ -63,10 +63,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE.png", value_parser = png)]
     plot: Option<PathBuf>,
     /// Use the first so many training images only.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     limit_train: Option<usize>,
     /// Use the first so many test images only.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     limit_test: Option<usize>,
 }
 
@@ -74,12 +74,13 @@ const AFTER_HELP: &str = "\
 Examples:
   shadernet train --out cnn.safetensors --plot curve.png
   shadernet train --device cpu --limit-train 5000 --epochs 3
-  shadernet train --epochs 50 --checkpoint-dir run1            (stop it with Ctrl-C …)
-  shadernet train --epochs 50 --checkpoint-dir run1 --resume   (… and go on)
+  shadernet train --epochs 50 --checkpoint-dir run1           (stop with Ctrl-C …)
+  shadernet train --epochs 50 --checkpoint-dir run1 --resume  (… and go on)
 
-Ctrl-C (or SIGTERM) stops after the steps under way, saves a checkpoint if there is a folder for it, and ends with exit code 1.
-If an epoch is done, the model, history and plot are written as well. A second Ctrl-C ends at once, with exit code 130;
-so does the first one before training has begun.";
+Ctrl-C (or SIGTERM) stops after the steps under way, saves a checkpoint if there
+is a folder for it, and ends with exit code 1. If an epoch is done, the model,
+history and plot are written as well. A second Ctrl-C ends at once, with exit
+code 130; so does the first one before training has begun.";
 
 /// What ten epochs on the sample come to, measured on the CPU with seeds 0, 1 and 2.
 const SAMPLE_ACCURACY: &str = "40 to 44 %";
@@ -92,6 +93,10 @@ fn learning_rate(text: &str) -> Result<f32, String> {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
         _ => Err("expected a positive number".to_owned()),
     }
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
 }
 
 fn png(text: &str) -> Result<PathBuf, String> {
@@ -126,11 +131,13 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let model = Model { input: [height, width, channels], ..cifar10_cnn(&splits.train.classes) };
     let name = model.name.clone();
     let mut trainer = Trainer::new(device, model, &splits.train, &splits.test, config)?;
-    describe_plan(&name, &mut trainer, arguments.batch_size);
+    describe_plan(&name, &mut trainer);
     describe_start(&trainer, &arguments);
 
     ctrlc::set_handler(stop).map_err(|e| Error::invalid("the handler of Ctrl-C", e, "one that the system accepts"))?;
     let mut screen = Screen { epochs: arguments.epochs, all: splits.train.len(), bar: None, history: arguments.history.as_deref() };
+    let (epochs, steps) = trainer.resumed().unwrap_or_default();
+    screen.begin(epochs + 1, trainer.session().images(steps));
     let done = trainer.fit(&mut |event| screen.hear(&event));
     drop(screen);
     finish(&trainer, &arguments, done)
@@ -146,18 +153,30 @@ fn stop() {
 
 /// Finds out now what would spoil the results in an hour.
 fn check_paths(arguments: &Arguments) -> Result<(), Error> {
-    let mut targets: Vec<(&str, &Path)> = Vec::new();
+    let mut taken: Vec<(PathBuf, String)> = Vec::new();
+    if let Some(folder) = &arguments.checkpoint_dir {
+        let opened = check_folder(folder, arguments.resume)?;
+        let own = [opened.last_path(), opened.previous_path(), opened.best_model_path(), opened.last_model_path(), folder.join("lock")];
+        taken.extend(own.into_iter().map(|path| (resolved(&path), "--checkpoint-dir".to_owned())));
+    }
     for (flag, path) in [("--out", &arguments.out), ("--history", &arguments.history), ("--plot", &arguments.plot)] {
         let Some(path) = path else { continue };
-        if let Some((other, _)) = targets.iter().find(|(_, earlier)| earlier == path) {
-            return Err(Error::invalid(format!("{flag} {}", path.display()), format!("the file of {other}"), "a file of its own"));
-        }
         check_target(flag, path)?;
-        targets.push((flag, path));
+        let place = resolved(path);
+        if let Some((_, other)) = taken.iter().find(|(earlier, _)| *earlier == place) {
+            return Err(Error::invalid(format!("{flag} {}", path.display()), format!("a file of {other}"), "a file of its own"));
+        }
+        taken.push((place, flag.to_owned()));
     }
-    match &arguments.checkpoint_dir {
-        Some(folder) => check_folder(folder, arguments.resume),
-        None => Ok(()),
+    Ok(())
+}
+
+/// One spelling for each file: the folder's real path and the file's name.
+fn resolved(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (folder.canonicalize(), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_path_buf(),
     }
 }
 
@@ -182,13 +201,13 @@ fn check_target(flag: &str, path: &Path) -> Result<(), Error> {
 }
 
 /// An error if another run has the folder, or if starting anew would displace a checkpoint.
-fn check_folder(folder: &Path, resume: bool) -> Result<(), Error> {
+fn check_folder(folder: &Path, resume: bool) -> Result<CheckpointDir, Error> {
     let opened = CheckpointDir::open(folder)?;
     if !resume && (opened.last_path().exists() || opened.previous_path().exists()) {
         let expected = "--resume to go on from it, or another folder";
         return Err(Error::invalid(format!("checkpoint folder {}", folder.display()), "the checkpoint of an earlier run", expected));
     }
-    Ok(())
+    Ok(opened)
 }
 
 fn describe_data(splits: &mut Splits, arguments: &Arguments) {
@@ -216,14 +235,15 @@ fn describe_data(splits: &mut Splits, arguments: &Arguments) {
     }
 }
 
-fn describe_plan(name: &str, trainer: &mut Trainer, batch: usize) {
+fn describe_plan(name: &str, trainer: &mut Trainer) {
     let session = trainer.session();
     let count: usize = session.param_shapes().iter().map(|(_, extents)| extents.iter().product::<usize>()).sum();
     let [train, _] = session.plans();
     line(&format!("model   {name}: {} parameters ({})", format::grouped(count as u64), format::bytes(4 * count as u64)));
     line(&format!(
-        "memory  {} on the device; a training step of {batch} images: {} dispatches over {} in {} slots",
+        "memory  {} on the device; a training step of {} images: {} dispatches over {} in {} slots",
         format::bytes(session.allocated_bytes()),
+        format::grouped(train.capacity() as u64),
         train.steps().len(),
         format::bytes(train.slot_bytes() as u64),
         train.slots().len()
@@ -254,21 +274,22 @@ struct Screen<'a> {
 impl Screen<'_> {
     fn hear(&mut self, event: &Event<'_>) -> ControlFlow<()> {
         match event {
-            Event::Step { epoch, images, running, .. } => {
-                let (all, title) = (self.all, self.title(*epoch));
-                let bar = self.bar.get_or_insert_with(|| Bar::images(&title, 0, all));
-                bar.set(*images as u64);
-                if let Some(running) = running {
-                    bar.say(means(running));
+            Event::Step { images, running, .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.set(*images as u64);
+                    if let Some(Metrics { loss, accuracy, .. }) = running {
+                        bar.say(format!("loss {loss:.4}  acc {:5.2} %", 100.0 * accuracy));
+                    }
                 }
             }
             Event::Epoch { epoch, train, test, seconds, test_seconds, history } => {
                 self.bar = None;
                 let rate = train.images as f64 / seconds.max(1e-9);
                 line(&format!(
-                    "{}  {}  val_loss {:.4}  val_accuracy {:5.2} %  {seconds:.2} s + {test_seconds:.2} s, {rate:.0} images/s",
+                    "{}  loss {:.4}  accuracy {:5.2} %  val_loss {:.4}  val_accuracy {:5.2} %  {seconds:.2} s + {test_seconds:.2} s, {rate:.0} images/s",
                     self.title(*epoch),
-                    means(train),
+                    train.loss,
+                    100.0 * train.accuracy,
                     test.loss,
                     100.0 * test.accuracy
                 ));
@@ -276,20 +297,23 @@ impl Screen<'_> {
                 if let Some(Err(error)) = self.history.map(|path| history.save(path)) {
                     log::warn!("the history of this epoch is not written: {error}");
                 }
+                self.begin(epoch + 1, 0);
             }
             Event::Resumed { .. } => {}
         }
         if STOP.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
+    /// Shows the bar of an epoch of which so many images are done. It must be there when the first step starts, or the
+    /// images a second come out wrong.
+    fn begin(&mut self, epoch: usize, images: usize) {
+        self.bar = (epoch <= self.epochs).then(|| Bar::images(&self.title(epoch), images, self.all));
+    }
+
     fn title(&self, epoch: usize) -> String {
         let width = self.epochs.to_string().len();
         format!("epoch {epoch:>width$}/{}", self.epochs)
     }
-}
-
-fn means(metrics: &Metrics) -> String {
-    format!("loss {:.4}  accuracy {:5.2} %", metrics.loss, 100.0 * metrics.accuracy)
 }
 
 /// Writes the results; each, whatever became of the others.
@@ -306,8 +330,9 @@ fn finish(trainer: &Trainer, arguments: &Arguments, done: Result<(), Error>) -> 
             }
         }
     };
-    // A model whose numbers broke, or one of no whole epoch, is not put in the place of what may be a good one.
-    if done.is_ok() || (stopped && epochs > 0) {
+    // A model whose numbers broke, or one of no whole epoch, is not put in the place of what may be a good one. After any other
+    // failure, of the disk that the checkpoints are on for example, this is the last chance to keep the weights.
+    if done.is_ok() || (epochs > 0 && !matches!(done, Err(Error::NotFinite { .. }))) {
         write("model", &arguments.out, &|path| trainer.save_model(path));
     }
     if epochs > 0 {

@@ -110,7 +110,8 @@ fn damage(path: &Path, offset: u64, error: io::Error) -> Error {
     }
     let found = match error.kind() {
         io::ErrorKind::UnexpectedEof => "the end of the file inside a gzip stream or a tar member".to_owned(),
-        _ => format!("damage ({error})"),
+        // The reader quotes whole blocks of the file.
+        _ => format!("damage ({})", error.to_string().split(" when getting ").next().unwrap_or_default().escape_debug()),
     };
     cifar::data(path, offset, found, "a whole tar archive in gzip format")
 }

@@ -10,7 +10,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use rayon::prelude::*;
 
 use super::{Dataset, cifar};
@@ -151,8 +151,17 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
 fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<image::ImageResult<impl ImageDecoder + 'a>> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::io(path, "cannot read"))?;
     if reader.format().is_none() {
-        let found = format!("bytes {:02x?}", &bytes[..bytes.len().min(8)]);
+        let found = if bytes.is_empty() { "an empty file".to_owned() } else { format!("bytes {:02x?}", &bytes[..bytes.len().min(8)]) };
         return Err(cifar::data(path, 0, found, "the start of a PNG or JPEG"));
+    }
+    // The decoder would leave the rest of the picture grey.
+    if reader.format() == Some(ImageFormat::Jpeg) && !has_jpeg_end(bytes) {
+        return Err(cifar::data(
+            path,
+            bytes.len() as u64,
+            "the end of the file".to_owned(),
+            "the rest of the JPEG, up to its end marker ff d9",
+        ));
     }
     let mut limits = Limits::default();
     limits.max_image_width = Some(LARGEST_SIDE);
@@ -167,6 +176,22 @@ fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<image::ImageResult<impl Imag
         limits.reserve(decoder.total_bytes())?;
         Ok(decoder)
     }))
+}
+
+/// Whether a JPEG goes on to its end marker: outside of its segments, a byte ff begins a marker unless 00 follows.
+fn has_jpeg_end(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(skipped) = bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xff)) {
+        at += skipped;
+        at += match bytes.get(at + 1..) {
+            Some([0xd9, ..]) => return true,
+            Some([0xff, ..]) => 1,
+            Some([0x00 | 0x01 | 0xd0..=0xd8, ..]) => 2,
+            Some([_, high, low, ..]) => 2 + usize::from(u16::from_be_bytes([*high, *low])),
+            _ => return false,
+        };
+    }
+    false
 }
 
 fn refused(path: &Path, error: image::ImageError) -> Error {

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorInfo};
+use safetensors::{SafeTensorError, SafeTensors};
 use serde::Serialize;
 
 use super::{read_whole, write_atomic};
@@ -98,7 +98,12 @@ pub fn load_tensors(path: &Path) -> Result<(Vec<NamedTensor>, BTreeMap<String, S
     if length > room {
         return Err(refuse(format!("a header of {length} bytes"), &format!("safetensors with a header of at most {room} bytes")));
     }
-    let malformed = |e: safetensors::SafeTensorError| refuse(e.to_string(), "safetensors");
+    let malformed = |e: SafeTensorError| match e {
+        SafeTensorError::MetadataIncompleteBuffer => {
+            refuse(e.to_string(), &format!("tensors that fill the file's {} bytes: is it truncated?", bytes.len()))
+        }
+        _ => refuse(e.to_string(), "safetensors"),
+    };
     let file = SafeTensors::deserialize(&bytes).map_err(malformed)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
     let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();

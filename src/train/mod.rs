@@ -123,8 +123,11 @@ pub enum Event<'a> {
     },
 }
 
-/// Steps between two looks at the observer: few enough to stop and to save at once.
+/// Steps between two looks at the observer, at most: few enough to stop and to save at once.
 const CHUNK: usize = 16;
+
+/// What those steps may take, so that a slow device stops at once as well.
+const CHUNK_TIME: Duration = Duration::from_millis(200);
 
 /// Time between two readings of the running means.
 const READ_EVERY: Duration = Duration::from_millis(250);
@@ -140,6 +143,8 @@ pub struct Trainer {
     progress: Progress,
     resumed: bool,
     stop: bool,
+    /// Steps between two looks at the observer, found by trying: a power of two up to [`CHUNK`].
+    chunk: usize,
 }
 
 /// Hears of training, and answers whether to go on.
@@ -171,7 +176,7 @@ impl Trainer {
             }
         };
         progress.history.device = session.device();
-        Ok(Self { session, model, config, run, folder, progress, resumed, stop: false })
+        Ok(Self { session, model, config, run, folder, progress, resumed, stop: false, chunk: 1 })
     }
 
     /// Where training goes on from a checkpoint, if it does: whole epochs, and steps of the next, that are done.
@@ -222,9 +227,13 @@ impl Trainer {
             }
             let started = Instant::now();
             let save_at = self.config.checkpoint_steps.map_or(usize::MAX, |every| (step / every + 1) * every);
-            let end = steps.min((step / CHUNK + 1) * CHUNK).min(save_at);
+            let end = steps.min((step / self.chunk + 1) * self.chunk).min(save_at);
             self.session.train(step, end)?;
             step = end;
+            if self.chunk < CHUNK {
+                self.session.wait()?;
+                self.chunk *= if 2 * started.elapsed() < CHUNK_TIME { 2 } else { 1 };
+            }
             let mut running = None;
             if last_read.elapsed() > READ_EVERY && step < steps {
                 running = Some(self.metrics(epoch, step)?);

@@ -79,7 +79,8 @@ impl Program {
         }
         graph.scope("clock");
         roots.push(graph.tick(adam.tick(), rate, train_split.clock)?);
-        let train_plan = Plan::new(&graph, &roots, config.batch)?;
+        // No step has more images than there are, and memory for more would be wasted.
+        let train_plan = Plan::new(&graph, &roots, config.batch.min(images[0]))?;
 
         let test_split = split(&mut graph, "test", (model, images[1]), EVALUATION_BATCH, largest)?;
         let logits = network.apply(&mut graph, test_split.images)?;
@@ -89,7 +90,7 @@ impl Program {
         let record = graph.record(loss, correct, test_split.clock, test_split.log)?;
         graph.scope("clock");
         let advance = graph.advance(test_split.clock)?;
-        let test_plan = Plan::new(&graph, &[record, advance], EVALUATION_BATCH)?;
+        let test_plan = Plan::new(&graph, &[record, advance], EVALUATION_BATCH.min(images[1]))?;
         let (splits, plans) = ([train_split, test_split], [train_plan, test_plan]);
         Ok(Self { graph, network, moments, rate, splits, plans })
     }

@@ -157,8 +157,10 @@ pub fn choose(choice: &DeviceChoice, adapters: &[AdapterSummary]) -> Result<(Opt
         }
         (DeviceChoice::Auto, None) => {
             let software = adapters.iter().filter(|adapter| adapter.kind == "software").count();
-            let why =
-                format!("no hardware GPU found ({software} software adapter(s), used only when named): the CPU path is faster than those");
+            let why = match software {
+                0 => "no GPU found".to_owned(),
+                _ => format!("no hardware GPU found; software adapters ({software}) are slower than the CPU path and used only when named"),
+            };
             Ok((None, why))
         }
         (DeviceChoice::Gpu, None) => Err(unknown("gpu")),
