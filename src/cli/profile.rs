@@ -106,8 +106,8 @@ fn of_session(exec: Box<dyn Executor>, model: &Model, arguments: &Arguments) -> 
         let measured = bench::profile_training(&mut session, steps)?;
         return Ok((measured, session.ceiling()?));
     }
-    // The size of an evaluation's step is known once it is planned, and does not depend on the number of images.
-    let [_, evaluation] = shadernet::train::training_plans(model, [1, 1], &config, u64::MAX)?;
+    // The size of an evaluation's step is known once one over enough images is planned.
+    let [_, evaluation] = shadernet::train::training_plans(model, [1, MOST_IMAGES], &config, u64::MAX)?;
     let config = TrainConfig { batch: 1, ..config };
     let mut session = Session::new(exec, model, &one, &images(evaluation.capacity()), config)?;
     let measured = bench::profile_evaluation(&mut session, steps)?;
