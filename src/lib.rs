@@ -35,7 +35,7 @@
 //! ```
 //!
 //! A module uses what stands to its left, never what stands to its right; [`ops`] is the vocabulary all share; [`data`],
-//! [`files`], [`mod@train`] and [`predict`] stand on top and use the public interface.
+//! [`files`], [`mod@train`], [`predict`] and [`mod@bench`] stand on top and use the public interface.
 //!
 //! | module | decides |
 //! |---|---|
@@ -45,9 +45,10 @@
 //! | `kernels`, `shaders/` | the kernels themselves, on the CPU and in WGSL |
 //! | [`autodiff`] | gradients, as nodes appended to the graph |
 //! | [`mod@plan`] | order, kernels, memory: data that can be printed, checked and run |
-//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test |
+//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test; profiles |
 //! | [`nn`], [`models`] | layers and their initial values; networks that come with the crate |
 //! | [`data`], [`mod@train`], [`predict`], [`files`] | images, the training loop, prediction, what is on disk |
+//! | [`mod@bench`] | what is measured of all that |
 //!
 //! # Invariants
 //!
@@ -70,6 +71,7 @@
 //! JPEG) and `plot`. An embedder takes the crate with `default-features = false`.
 
 pub mod autodiff;
+pub mod bench;
 pub mod data;
 pub mod error;
 pub mod exec;

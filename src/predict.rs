@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::exec::ceiling::Ceiling;
+use crate::exec::profile::RunTimes;
 use crate::exec::{Executor, PlanId, read_f32, write_f32};
 use crate::files::NamedTensor;
 use crate::graph::{Graph, TensorId};
@@ -92,6 +94,29 @@ impl Predictor {
     /// If the bytes are no whole number of images.
     pub fn logits(&mut self, images: &[u8]) -> Result<Vec<f32>> {
         self.run(images, self.nodes.logits)
+    }
+
+    /// Runs the plan so many times over one batch of images, timed step by step.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict) and [`Executor::profile`]; more images than the plan's capacity.
+    pub fn profile(&mut self, images: &[u8], runs: usize) -> Result<Vec<RunTimes>> {
+        self.predict(images)?; // the images are on the device after it
+        let batch = images.len() / self.model.input.iter().product::<usize>();
+        self.exec.profile(self.id, &vec![batch; runs])
+    }
+
+    /// What the device can do at most, see [`Executor::ceiling`].
+    ///
+    /// # Errors
+    /// As [`Executor::ceiling`].
+    pub fn ceiling(&self) -> Result<Ceiling> {
+        self.exec.ceiling()
+    }
+
+    /// Bytes that weights and values hold on the device.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.exec.allocated_bytes()
     }
 
     /// Runs the plan over the images, in batches, and reads one of its roots.

@@ -13,7 +13,7 @@ use shadernet::ops::activation::Function;
 use shadernet::ops::reduce::Axes;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
-use shadernet::shape::{Shape, TensorType};
+use shadernet::shape::{DType, Shape, TensorType};
 
 /// A fault: its name, a text that a kernel has once, and what it is replaced by.
 type Fault = [&'static str; 3];
@@ -62,6 +62,7 @@ fn elementwise() -> Vec<Target> {
             example(BiasAdd, &[batched(&[5, 3, 33]), fixed(&[33])], 3),
             &[["bias of the next channel", "bias[i % CHANNELS]", "bias[(i + 1u) % CHANNELS]"]],
         ),
+        target(example(FmaChains, &[fixed(&[2])], 2), &[["a chain left out", "sum.z + sum.w", "sum.z"]]),
     ]
 }
 
@@ -130,6 +131,53 @@ fn products() -> Vec<Target> {
                 ["rows and columns of the window exchanged", "tap / KW * DILATION_H", "tap % KW * DILATION_H"],
                 ["image forgotten", "k / (OH * OW) * H + h", "h"],
                 ["last pixel of a slice left out", "if k < end && column", "if k + 1u < end && column"],
+            ],
+        ),
+    ]
+}
+
+fn relu_pools() -> Vec<Target> {
+    let conv = Conv2d { stride: [2, 1], padding: Padding::Explicit { top: 1, bottom: 0, left: 2, right: 1 }, dilation: [1, 2], groups: 1 };
+    let (x, w, b) = (batched(&[13, 9, 5]), fixed(&[3, 2, 5, 68]), fixed(&[68]));
+    let y = output(Conv2dReluPool { conv }, &[x, w, b]);
+    let place = TensorType { dtype: DType::U8, ..y };
+    let tied = Conv2dReluPool { conv: Conv2d::default() };
+    vec![
+        target(
+            example(Conv2dReluPool { conv }, &[x, w, b], 3),
+            &[
+                LAST_STEP,
+                ["padding of the other sign", "- i32(PAD_W)", "+ i32(PAD_W)"],
+                ["places exchanged", "row / 2u % 2u", "row % 2u"],
+                ["the last place left out", "where_ = select(where_, vec4(3u), better3);", ""],
+                ["bias of the first filters", "vec4(b[column],", "vec4(b[0],"],
+                ["no relu", "select(z, vec4<f32>(), z < vec4<f32>())", "z"],
+                ["a window too many", "row >= rows ||", "row > rows ||"],
+            ],
+        ),
+        target(
+            // No bias and weights of one step leave pixels that tie, at zero and above.
+            example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x, w, b], 3),
+            &[["last of equals wins", "(v > best)", "(v >= best)"]],
+        ),
+        target(
+            example(Conv2dReluPoolInputGrad { conv, input: [13, 9] }, &[y, y, place, w], 3),
+            &[
+                ROW_TOO_MANY,
+                ["window not turned round", "row_w[row] - tap_w", "row_w[row] + tap_w"],
+                ["places exchanged", "oh % 2u * 2u + ow % 2u", "ow % 2u * 2u + oh % 2u"],
+                ["what relu stopped goes through", " || y[i] <= 0.0", ""],
+                ["what did not win gets a gradient", "there != here || ", ""],
+            ],
+        ),
+        target(
+            example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 4 }, &[x, y, y, place], 3),
+            &[
+                ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
+                ["image forgotten", "pixel / (PH * PW) * H + h", "h"],
+                ["every bias of the first tile", "db[slice * FILTERS + column0 + lane]", "db[slice * FILTERS + lane]"],
+                ["bias counts the first step only", "bias += g_tile", "bias = g_tile"],
+                ["byte of the next filter", "i % 4u * 8u", "(i + 1u) % 4u * 8u"],
             ],
         ),
     ]
@@ -286,7 +334,7 @@ fn races() -> Vec<Target> {
 }
 
 fn mutations() -> Vec<Target> {
-    [elementwise(), reductions(), products(), pools(), rows(), training()].into_iter().flatten().collect()
+    [elementwise(), reductions(), products(), relu_pools(), pools(), rows(), training()].into_iter().flatten().collect()
 }
 
 impl Target {

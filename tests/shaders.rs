@@ -105,7 +105,8 @@ fn launches_bind_what_their_kernels_declare() {
         }
         let mut bound: Vec<bool> = (0..example.types.len()).map(|i| rules.updates().contains(&i)).collect();
         if rules.updates().is_empty() {
-            bound.push(true); // the output, last
+            bound.push(true); // the outputs, last
+            bound.extend(rules.extra_outputs(&example.types).iter().map(|_| true));
         }
         assert_eq!(declared, bound, "{}: which of the bindings are written", launch.kernel.name);
     }
@@ -194,8 +195,14 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             "sum" => set["OUTPUTS"],
             "softmax" | "softmax_grad" | "softmax_cross_entropy_grad" => lanes.unwrap() / set["SHARERS"],
             // These are one workgroup, or so many whatever the batch.
-            "accuracy" | "advance" | "record" | "softmax_cross_entropy" | "tick" | "conv2d_weight_grad" => 1,
-            "conv2d" | "conv2d_input_grad" => constants["AREA"] / set["TILE_N"],
+            "accuracy"
+            | "advance"
+            | "record"
+            | "softmax_cross_entropy"
+            | "tick"
+            | "conv2d_weight_grad"
+            | "conv2d_relu_pool_weight_grad" => 1,
+            "conv2d" | "conv2d_input_grad" | "conv2d_relu_pool" | "conv2d_relu_pool_input_grad" => constants["AREA"] / set["TILE_N"],
             _ => *lanes.unwrap(),
         };
         assert_eq!(launch.workgroups.tile as u32, tile, "{name}");

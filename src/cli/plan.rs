@@ -59,7 +59,7 @@ fn to_json(plan: &Plan) -> serde_json::Value {
             "kernel": step.launch.kernel.name,
             "workgroups": step.launch.workgroups.count(capacity),
             "operands": step.inputs.iter().map(operand).collect::<Vec<_>>(),
-            "result": step.output.as_ref().map(operand),
+            "results": step.outputs().map(|output| operand(&output)).collect::<Vec<_>>(),
         })
     });
     json!({

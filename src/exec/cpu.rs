@@ -4,7 +4,10 @@
 //! executor's own. The blocks do not depend on the number of threads, so neither do the results.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::ceiling::{self, Ceiling};
+use super::profile::RunTimes;
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
@@ -125,6 +128,31 @@ impl Executor for CpuExecutor {
             }
         });
         Ok(())
+    }
+
+    fn profile(&mut self, plan: PlanId, batches: &[usize]) -> Result<Vec<RunTimes>> {
+        let Self { pool, leaves, plans, scratch } = self;
+        let known = plans.len();
+        let Loaded { plan, slots } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
+        check_batches(plan, batches)?;
+        let origin = Instant::now();
+        let now = || origin.elapsed().as_nanos() as u64;
+        let mut run = |batch: usize| {
+            let began = now();
+            let step = |step: &Step| {
+                let began = now();
+                run_step(step, batch, leaves, slots, scratch);
+                [began, now()]
+            };
+            let steps: Vec<[u64; 2]> = plan.steps().iter().map(step).collect();
+            let at_work: u64 = steps.iter().map(|[began, ended]| ended - began).sum();
+            RunTimes { batch, host: now() - began - at_work, steps }
+        };
+        Ok(pool.install(|| batches.iter().map(|&batch| run(batch)).collect()))
+    }
+
+    fn ceiling(&self) -> Result<Ceiling> {
+        ceiling::of_cpu(&mut Self::new(Some(self.threads()))?)
     }
 
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {

@@ -133,4 +133,8 @@ impl Rules for Matmul {
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         self.sizes(inputs, batch)[2]
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.sizes(inputs, batch).iter().map(|&extent| extent as u64).product::<u64>()
+    }
 }

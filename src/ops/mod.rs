@@ -12,6 +12,7 @@ pub mod bias;
 #[cfg(test)]
 mod checks;
 pub mod conv2d;
+pub mod fma;
 pub mod gather;
 pub mod loss;
 pub mod matmul;
@@ -291,6 +292,27 @@ pub trait Rules: fmt::Debug + Send + Sync {
     /// How many rounded terms one output element sums at this batch: tolerances grow with its square root.
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         1
+    }
+
+    /// Floating-point operations of the formula at this batch: a multiply and an add are two, anything else, a comparison or an
+    /// `exp`, is one; what padding adds is not counted. For reports: a kernel may do more or fewer. One for each float of the
+    /// output unless the operator says otherwise.
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        match self.infer(inputs) {
+            Ok(output) if output.dtype == DType::F32 => output.shape.len(batch) as u64,
+            _ => 0,
+        }
+    }
+
+    /// Bytes that have to move at this batch: each operand is read once, each result written once. An operator that reads a
+    /// part of an operand says so here.
+    fn bytes_moved(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        let bytes = |ty: &TensorType| ty.bytes(batch) as u64;
+        let written = match self.updates() {
+            [] => self.infer(inputs).as_ref().map_or(0, bytes),
+            updated => updated.iter().map(|&i| bytes(&inputs[i])).sum(),
+        };
+        inputs.iter().chain(&self.extra_outputs(inputs)).map(bytes).sum::<u64>() + written
     }
 }
 

@@ -144,6 +144,12 @@ impl Pool {
         self.input[0] * self.input[1] * self.channels
     }
 
+    /// Pixels that all windows of a batch see together, in all channels.
+    fn seen(&self, batch: usize) -> u64 {
+        let taps = |axis: usize| (0..self.output[axis]).map(|o| self.taps(axis, o).count() as u64).sum::<u64>();
+        taps(0) * taps(1) * (self.channels * batch) as u64
+    }
+
     /// Calls `visit(output element, its pixels' elements in row-major order)` for every window and channel of the batch.
     fn windows(&self, batch: usize, mut visit: impl FnMut(usize, &[usize])) {
         let mut pixels = Vec::new();
@@ -227,6 +233,10 @@ impl Rules for MaxPool2d {
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
         Pool::of(self.window, inputs[0]).launch(kernel!("max_pool2d"), output)
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        Pool::of(self.window, inputs[0]).seen(batch)
+    }
 }
 
 impl Rules for MaxPool2dGrad {
@@ -272,6 +282,10 @@ impl Rules for MaxPool2dGrad {
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         overlap(self.window)
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        Pool::of(self.window, inputs[0]).seen(batch)
+    }
 }
 
 impl Rules for AvgPool2d {
@@ -310,6 +324,10 @@ impl Rules for AvgPool2d {
 
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         self.window.kernel.iter().product()
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        Pool::of(self.window, inputs[0]).seen(batch)
     }
 }
 
@@ -367,6 +385,10 @@ impl Rules for AvgPool2dGrad {
 
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         overlap(self.window)
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        self.pool(inputs[0]).map_or(0, |pool| pool.seen(batch))
     }
 }
 

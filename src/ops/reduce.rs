@@ -124,6 +124,10 @@ impl Rules for Sum {
         let extents = inputs[0].shape.extents(batch);
         extents.iter().enumerate().filter(|(axis, _)| self.axes.contains(*axis)).map(|(_, extent)| extent).product()
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        inputs[0].shape.len(batch) as u64
+    }
 }
 
 /// Where the element at flat index `i` of a tensor goes when `axes` vanish.
@@ -190,6 +194,10 @@ impl Rules for Broadcast {
             ("BATCHED", f64::from(self.shape.is_batched())),
         ];
         Launch { kernel: kernel!("broadcast"), constants, workgroups: Workgroups::over(output, super::LANES) }
+    }
+
+    fn flops(&self, _inputs: &[TensorType], _batch: usize) -> u64 {
+        0
     }
 }
 

@@ -64,6 +64,16 @@ impl Step {
         self.output.into_iter().chain(self.extra.iter().copied())
     }
 
+    /// Floating-point operations of a run of this batch, see [`Rules::flops`](crate::ops::Rules::flops).
+    pub fn flops(&self, batch: usize) -> u64 {
+        self.op.rules().flops(&self.input_types(), batch)
+    }
+
+    /// Bytes that a run of this batch has to move, see [`Rules::bytes_moved`](crate::ops::Rules::bytes_moved).
+    pub fn bytes_moved(&self, batch: usize) -> u64 {
+        self.op.rules().bytes_moved(&self.input_types(), batch)
+    }
+
     /// `label: operator`, for messages.
     pub fn title(&self) -> String {
         let name = self.op.rules().name();

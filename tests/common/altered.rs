@@ -53,6 +53,10 @@ impl Rules for Altered {
         self.op.rules().infer(inputs)
     }
 
+    fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
+        self.op.rules().extra_outputs(inputs)
+    }
+
     fn backward(&self, graph: &mut Graph, inputs: &[TensorId], output: TensorId, grad: TensorId) -> Result<Vec<Option<TensorId>>> {
         self.op.rules().backward(graph, inputs, output, grad)
     }

@@ -4,7 +4,7 @@ use shadernet::ops::activation::Function;
 use shadernet::ops::reduce::Axes;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
-use shadernet::shape::{Shape, TensorType};
+use shadernet::shape::{DType, Shape, TensorType};
 
 /// An operator on operands of these types, at this batch.
 #[derive(Clone, Debug)]
@@ -60,6 +60,7 @@ pub fn examples() -> Vec<Example> {
     all.push(example(Add, &[batched(&[33, 9]); 2], 3));
     all.push(example(Mul, &[fixed(&[300]); 2], 1));
     all.push(example(BiasAdd, &[batched(&[5, 3, 33]), fixed(&[33])], 3));
+    all.push(example(FmaChains, &[fixed(&[2])], 2));
     for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
         let a = fixed(&if transpose_a { [33, 70] } else { [70, 33] });
         let b = fixed(&if transpose_b { [67, 33] } else { [33, 67] });
@@ -68,6 +69,7 @@ pub fn examples() -> Vec<Example> {
     all.push(example(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], 67));
     all.push(example(Matmul { transpose_a: true, transpose_b: false }, &[batched(&[33]), batched(&[10])], 67));
     convolutions(&mut all);
+    all.extend(relu_pools());
     pools(&mut all);
     for axes in [&[0, 1, 2][..], &[0, 3], &[1, 3], &[3]] {
         let (x, axes) = (batched(&[5, 7, 9]), Axes::new(axes));
@@ -102,6 +104,25 @@ fn convolutions(all: &mut Vec<Example>) {
             all.push(example(Conv2dWeightGrad { conv, kernel: [3, 2], slices }, &[x, y], 3));
         }
     }
+}
+
+/// Convolutions with pooling, and the gradients of each: operators with more than one output.
+pub fn relu_pools() -> Vec<Example> {
+    let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 2, right: 1 };
+    let strided = Conv2d { stride: [2, 1], padding: Padding::Same, ..Conv2d::default() };
+    let dilated = Conv2d { stride: [1, 2], padding: asymmetric, dilation: [2, 1], groups: 1 };
+    let mut all = Vec::new();
+    for (conv, [channels, filters]) in [(Conv2d::default(), [3, 68]), (strided, [17, 36]), (dilated, [6, 4])] {
+        let (x, w, b) = (batched(&[12, 9, channels]), fixed(&[3, 2, channels, filters]), fixed(&[filters]));
+        let y = output(Conv2dReluPool { conv }, &[x, w, b]);
+        let place = TensorType { dtype: DType::U8, ..y };
+        all.push(example(Conv2dReluPool { conv }, &[x, w, b], 3));
+        all.push(example(Conv2dReluPoolInputGrad { conv, input: [12, 9] }, &[y, y, place, w], 3));
+        for slices in [1, 5] {
+            all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[x, y, y, place], 3));
+        }
+    }
+    all
 }
 
 fn pools(all: &mut Vec<Example>) {

@@ -49,6 +49,7 @@ pub fn executors() -> Vec<Box<dyn Guarded>> {
 pub trait Guarded: Executor {
     fn guards(&mut self) -> Result<()>;
     fn into_executor(self: Box<Self>) -> Box<dyn Executor>;
+    fn as_mut_executor(&mut self) -> &mut dyn Executor;
 }
 
 impl Guarded for CpuExecutor {
@@ -59,6 +60,10 @@ impl Guarded for CpuExecutor {
     fn into_executor(self: Box<Self>) -> Box<dyn Executor> {
         self
     }
+
+    fn as_mut_executor(&mut self) -> &mut dyn Executor {
+        self
+    }
 }
 
 impl Guarded for GpuExecutor {
@@ -67,6 +72,10 @@ impl Guarded for GpuExecutor {
     }
 
     fn into_executor(self: Box<Self>) -> Box<dyn Executor> {
+        self
+    }
+
+    fn as_mut_executor(&mut self) -> &mut dyn Executor {
         self
     }
 }
@@ -94,7 +103,8 @@ pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types:
     };
     let leaves: Vec<TensorId> = types.iter().enumerate().map(leaf).collect();
     let root = graph.apply(op.clone(), &leaves).map_err(|e| e.to_string())?;
-    let plan = Arc::new(Plan::new(&graph, &[root], capacity).map_err(|e| e.to_string())?);
+    let outputs: Vec<TensorId> = std::iter::once(root).chain(graph.extra_outputs(root)).collect();
+    let plan = Arc::new(Plan::new(&graph, &outputs, capacity).map_err(|e| e.to_string())?);
 
     let values: Vec<Vec<f64>> = (0..types.len()).map(|i| sample(types[i], rules.domain(i, types), batch, 77 + i as u64)).collect();
     let mut judged: reference::Leaves = leaves.iter().copied().zip(values.iter().cloned()).collect();
@@ -119,12 +129,12 @@ pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types:
                 let got = from_bytes(&exec.read(id, leaves[i], batch)?, types[i].dtype);
                 results.push((format!("operand {i}"), got, judged[&leaves[i]].clone(), true));
             }
-            if let Some(want) = wanted.get(&root) {
-                let ty = graph.ty(root);
-                let all = from_bytes(&exec.read(id, root, capacity)?, ty.dtype);
+            for (output, want) in outputs.iter().filter_map(|output| Some((*output, wanted.get(output)?))) {
+                let ty = graph.ty(output);
+                let all = from_bytes(&exec.read(id, output, capacity)?, ty.dtype);
                 let (got, beyond) = all.split_at(ty.shape.len(batch));
                 let untouched = ty.dtype != DType::F32 || beyond.iter().all(|v| v.is_nan());
-                results.push(("output".to_owned(), got.to_vec(), want.clone(), untouched));
+                results.push((format!("output {}", output.index() - root.index()), got.to_vec(), want.clone(), untouched));
             }
             Ok(results)
         };

@@ -252,6 +252,19 @@ impl Gpu {
         &self.name
     }
 
+    /// The driver with its version.
+    pub fn driver(&self) -> String {
+        let info = self.device.adapter_info();
+        format!("{} {}", info.driver, info.driver_info).trim().to_owned()
+    }
+
+    /// Bytes that wgpu's allocator has handed out on this device, and bytes it has taken from the driver for that; `None` where
+    /// a backend does not tell.
+    pub fn allocator_bytes(&self) -> Option<[u64; 2]> {
+        let report = self.device.generate_allocator_report()?;
+        Some([report.total_allocated_bytes, report.total_reserved_bytes])
+    }
+
     /// The device below, for a host that shares it.
     pub fn device(&self) -> &wgpu::Device {
         &self.device

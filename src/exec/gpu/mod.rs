@@ -7,12 +7,15 @@ mod device;
 mod embed;
 mod memory;
 mod pipeline;
+mod profile;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
 
+use super::ceiling::{self, Ceiling};
+use super::profile::RunTimes;
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
@@ -60,6 +63,20 @@ struct Dispatch {
     pipeline: Pipeline,
     bindings: wgpu::BindGroup,
     workgroups: crate::ops::Workgroups,
+}
+
+impl Dispatch {
+    /// Records it into a pass; nothing where the batch leaves nothing to do.
+    fn record(&self, pass: &mut wgpu::ComputePass<'_>, batch: usize) {
+        let (x, y) = fold(self.workgroups.count(batch));
+        if x == 0 {
+            return;
+        }
+        pass.set_pipeline(&self.pipeline.compute);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        pass.set_immediates(0, &(batch as u32).to_le_bytes());
+        pass.dispatch_workgroups(x, y, 1);
+    }
 }
 
 impl GpuExecutor {
@@ -288,6 +305,14 @@ impl Executor for GpuExecutor {
             self.throttle()?;
         }
         self.gpu.check_alive()
+    }
+
+    fn profile(&mut self, plan: PlanId, batches: &[usize]) -> Result<Vec<RunTimes>> {
+        self.time(plan, batches)
+    }
+
+    fn ceiling(&self) -> Result<Ceiling> {
+        ceiling::of_gpu(&mut Self::new(self.gpu.clone()))
     }
 
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {

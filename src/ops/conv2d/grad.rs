@@ -161,6 +161,10 @@ impl Rules for Conv2dInputGrad {
         let geometry = self.known(inputs);
         geometry.kernel[0] * geometry.kernel[1] * geometry.filters
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.known(inputs).multiply_adds(batch)
+    }
 }
 
 impl Rules for Conv2dWeightGrad {
@@ -221,5 +225,9 @@ impl Rules for Conv2dWeightGrad {
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         (batch * self.known(inputs).pixels()).div_ceil(self.slices).max(1)
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.known(inputs).multiply_adds(batch)
     }
 }

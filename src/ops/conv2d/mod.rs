@@ -135,6 +135,10 @@ impl Rules for Conv2d {
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         self.known(inputs).depth()
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.known(inputs).multiply_adds(batch)
+    }
 }
 
 /// Output elements of one workgroup of the tiled kernels; `AREA` in them.

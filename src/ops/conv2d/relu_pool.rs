@@ -90,6 +90,11 @@ impl Block {
         TensorType { dtype: DType::U8, ..self.y() }
     }
 
+    /// Of the matrix product, over the pixels that pooling does not drop.
+    fn flops(&self, batch: usize) -> u64 {
+        2 * Geometry { output: self.output().map(|extent| extent * EDGE), ..self.conv }.multiply_adds(batch)
+    }
+
     fn constants(&self, columns: usize) -> Vec<(&'static str, f64)> {
         let mut constants = self.conv.constants();
         constants.retain(|(name, _)| !["OH", "OW", "GROUPS"].contains(name));
@@ -212,6 +217,10 @@ impl Rules for Conv2dReluPool {
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         self.known(inputs).conv.depth() + 1
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        self.known(inputs).flops(batch)
+    }
 }
 
 /// The type of a float operand as a reference sees it.
@@ -311,6 +320,10 @@ impl Rules for Conv2dReluPoolInputGrad {
         let geometry = self.known(inputs).conv;
         geometry.kernel[0] * geometry.kernel[1] * geometry.filters
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        self.known(inputs).flops(batch)
+    }
 }
 
 impl Conv2dReluPoolWeightGrad {
@@ -396,6 +409,10 @@ impl Rules for Conv2dReluPoolWeightGrad {
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         (batch * self.known(inputs).pixels() * PLACES).div_ceil(self.slices).max(1)
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        self.known(inputs).flops(batch)
     }
 }
 
