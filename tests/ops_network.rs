@@ -2,11 +2,7 @@
 
 mod common;
 
-use std::sync::OnceLock;
-
-use common::{Guarded, check_op_on};
-use shadernet::exec::cpu::CpuExecutor;
-use shadernet::exec::gpu::{Checks, Gpu, GpuExecutor};
+use common::check_op;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
 use shadernet::shape::{Shape, TensorType};
@@ -28,12 +24,8 @@ struct Worst(&'static str, f64);
 
 impl Worst {
     fn check(&mut self, op: impl Into<Op>, types: &[TensorType], batch: usize) {
-        static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
-        let gpus = GPUS.get_or_init(|| [Checks::Off, Checks::On].into_iter().filter_map(common::gpu).collect());
-        let mut executors: Vec<Box<dyn Guarded>> = vec![Box::new(CpuExecutor::new(Some(2)).unwrap())];
-        executors.extend(gpus.iter().map(|gpu| Box::new(GpuExecutor::with_guards(gpu.clone())) as Box<dyn Guarded>));
         let op = op.into();
-        match check_op_on(&mut executors, op.clone(), types, batch) {
+        match check_op(op.clone(), types, batch) {
             Ok(error) => self.1 = self.1.max(error),
             Err(problem) => panic!("{op:?} on {types:?} at batch {batch}: {problem}"),
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
+use shadernet::ops::Variant;
 use shadernet::plan::{Operand, Place, Plan};
 use shadernet::predict::Predictor;
 use shadernet::train::{TrainConfig, training_plans};
@@ -58,6 +59,9 @@ fn to_json(plan: &Plan) -> serde_json::Value {
             "operator": step.op.rules().name(),
             "kernel": step.launch.kernel.name,
             "workgroups": step.launch.workgroups.count(capacity),
+            "variants": step.variants.iter().map(|Variant { style, launch }| {
+                json!({ "style": style, "kernel": launch.kernel.name, "workgroups": launch.workgroups.count(capacity) })
+            }).collect::<Vec<_>>(),
             "operands": step.inputs.iter().map(operand).collect::<Vec<_>>(),
             "result": step.output.as_ref().map(operand),
         })

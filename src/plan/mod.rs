@@ -10,7 +10,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Role, TensorId};
-use crate::ops::{Launch, Op};
+use crate::ops::{Launch, Op, Style, Variant};
 use crate::shape::TensorType;
 
 /// Where a tensor's bytes are.
@@ -46,14 +46,21 @@ pub struct Step {
     pub inputs: Vec<Operand>,
     /// The result; an effect has none.
     pub output: Option<Operand>,
-    /// The kernel with its constants and workgroups.
+    /// The portable kernel with its constants and workgroups.
     pub launch: Launch,
+    /// Other kernels that do the same; an executor picks one ([`Step::launch_of`]).
+    pub variants: Vec<Variant>,
 }
 
 impl Step {
     /// Types of the operands.
     pub fn input_types(&self) -> Vec<TensorType> {
         self.inputs.iter().map(|operand| operand.ty).collect()
+    }
+
+    /// The launch of this style if the step has one, else the portable one.
+    pub fn launch_of(&self, style: Style) -> &Launch {
+        self.variants.iter().find(|variant| variant.style == style).map_or(&self.launch, |variant| &variant.launch)
     }
 
     /// `label: operator`, for messages.
@@ -121,8 +128,9 @@ impl Plan {
             let inputs: Vec<Operand> = node.inputs.iter().map(|&input| operand(input)).collect();
             let types: Vec<TensorType> = inputs.iter().map(|input| input.ty).collect();
             let launch = op.rules().launch(&types, node.ty);
+            let variants = op.rules().variants(&types, node.ty);
             let output = (node.role != Role::Effect).then(|| operand(id));
-            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, launch });
+            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, launch, variants });
         }
         let plan = Self { capacity, steps, slots: placed.slots, leaves, roots: roots.to_vec(), places: placed.operands };
         plan.verify().map_err(|problem| Error::invalid("a plan", problem, "operators that do not read what they update"))?;
@@ -186,7 +194,8 @@ fn needed(graph: &Graph, roots: &[TensorId]) -> Vec<bool> {
     needed
 }
 
-/// The dispatch list: kernel, shapes, workgroups at capacity, slots and bytes.
+/// The dispatch list: kernel, shapes, workgroups at capacity, slots and bytes. A step's portable kernel comes first, and below
+/// it the others that an executor may pick in its place.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = |operand: &Operand| match operand.place {
@@ -199,6 +208,10 @@ impl fmt::Display for Plan {
             let result = step.output.as_ref().map_or("(in place)".to_owned(), place);
             let count = step.launch.workgroups.count(self.capacity);
             writeln!(f, "{i:>3}  {:<20} {:<22} {count:>10}  {} -> {result}", step.label, step.launch.kernel.name, operands.join(" · "))?;
+            for Variant { style, launch } in &step.variants {
+                let count = launch.workgroups.count(self.capacity);
+                writeln!(f, "     {:<20} {:<22} {count:>10}", format!("or {style}"), launch.kernel.name)?;
+            }
         }
         writeln!(f, "\n{:>4}  {:>12}  values", "slot", "bytes")?;
         for (i, slot) in self.slots.iter().enumerate() {

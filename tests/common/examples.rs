@@ -93,7 +93,10 @@ fn convolutions(all: &mut Vec<Example>) {
     let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 0, right: 2 };
     let strided = Conv2d { stride: [2, 1], padding: Padding::Same, ..Conv2d::default() };
     let dilated = Conv2d { stride: [1, 2], padding: asymmetric, dilation: [2, 1], groups: 3 };
-    for (conv, [channels, filters]) in [(Conv2d::default(), [3, 70]), (strided, [17, 33]), (dilated, [6, 9])] {
+    let quads = Conv2d { groups: 2, ..strided };
+    for (conv, [channels, filters]) in
+        [(Conv2d::default(), [3, 70]), (strided, [17, 33]), (dilated, [6, 9]), (quads, [8, 40]), (Conv2d::default(), [3, 32])]
+    {
         let (x, w) = (batched(&[9, 7, channels]), fixed(&[3, 2, channels / conv.groups, filters]));
         let y = output(conv, &[x, w]);
         all.push(example(conv, &[x, w], 3));
