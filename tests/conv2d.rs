@@ -45,6 +45,23 @@ fn convolution_agrees_with_reference_for_every_option() {
     println!("worst errors in units of the tolerance: {worst:.3?}");
 }
 
+/// Channels and filters in fours, as the kernels of registers need them, and filters alone.
+#[test]
+fn convolution_in_quads_agrees_with_reference() {
+    let explicit = Padding::Explicit { top: 2, bottom: 0, left: 1, right: 3 };
+    for (stride, padding, dilation, groups, channels, filters, kernel, batch) in [
+        ([1, 1], Padding::Valid, [1, 1], 1, 4, 20, [3, 3], 3),
+        ([2, 1], Padding::Same, [1, 2], 2, 8, 40, [2, 3], 2),
+        ([3, 2], explicit, [2, 1], 1, 12, 16, [3, 2], 1),
+        ([1, 2], explicit, [1, 1], 3, 12, 12, [1, 1], 0),
+        ([2, 2], Padding::Same, [1, 1], 1, 3, 36, [3, 3], 2),
+        ([1, 1], explicit, [2, 2], 2, 10, 8, [2, 3], 3),
+    ] {
+        let conv = Conv2d { stride, padding, dilation, groups };
+        println!("{conv:?} {channels} {kernel:?} {filters}: {:.3?}", check(conv, [7, 6, channels], kernel, filters, batch));
+    }
+}
+
 #[test]
 fn convolution_agrees_with_reference_on_sizes_around_the_tiles() {
     let conv = Conv2d::default();

@@ -198,7 +198,9 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             // These are one workgroup, or so many whatever the batch.
             "accuracy" | "advance" | "record" | "softmax_cross_entropy" | "tick" | "conv2d_weight_grad" => 1,
             "conv2d" | "conv2d_input_grad" => constants["AREA"] / set["TILE_N"],
-            _ if name.contains("_registers") => constants["TILE"] * lanes.unwrap(),
+            "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
+                constants["TILE"] * lanes.unwrap()
+            }
             _ => *lanes.unwrap(),
         };
         assert_eq!(launch.workgroups.tile as u32, tile, "{name}");

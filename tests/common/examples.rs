@@ -65,6 +65,11 @@ pub fn examples() -> Vec<Example> {
         let b = fixed(&if transpose_b { [67, 33] } else { [33, 67] });
         all.push(example(Matmul { transpose_a, transpose_b }, &[a, b], 1));
     }
+    for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
+        let a = fixed(&if transpose_a { [36, 68] } else { [68, 36] });
+        let b = fixed(&if transpose_b { [20, 36] } else { [36, 20] });
+        all.push(example(Matmul { transpose_a, transpose_b }, &[a, b], 1));
+    }
     all.push(example(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], 67));
     all.push(example(Matmul { transpose_a: true, transpose_b: false }, &[batched(&[33]), batched(&[10])], 67));
     convolutions(&mut all);
@@ -74,6 +79,8 @@ pub fn examples() -> Vec<Example> {
         all.push(example(Sum { axes }, &[x], 3));
         all.push(example(Broadcast { shape: x.shape, axes }, &[output(Sum { axes }, &[x])], 3));
     }
+    all.push(example(Sum { axes: Axes::new(&[0]) }, &[batched(&[260])], 67));
+    all.push(example(Sum { axes: Axes::new(&[0]) }, &[fixed(&[7, 13, 20])], 1));
     for columns in [10, 300] {
         let x = batched(&[columns]);
         all.push(example(Softmax, &[x], 3));
@@ -121,4 +128,7 @@ fn pools(all: &mut Vec<Example>) {
         all.push(example(AvgPool2d { window }, &[x], 3));
         all.push(example(AvgPool2dGrad { window, input: [9, 7] }, &[y], 3));
     }
+    let apart = Window { kernel: [2, 2], stride: [2, 3], dilation: [1, 1], padding: asymmetric };
+    let x = batched(&[9, 7, 8]);
+    all.push(example(MaxPool2dGrad { window: apart }, &[x, output(MaxPool2d { window: apart }, &[x])], 3));
 }
