@@ -7,9 +7,10 @@
 //
 // The product of conv2d_input_grad without workgroup memory and barriers, for adapters on which those are slow. One
 // invocation computes a tile of 16 input pixels by 16 channels of a group in registers, as 4×4 matrices: along K, tap by tap,
-// it takes 4 filters of the 16 output pixels that saw its pixels through the tap, and the 16×4 of w that they meet. A tap that
-// falls between two strides or past an edge counts as zero; past the last pixel or channel, that one is computed again and
-// not stored. All of dy is loaded before w: LLVM then keeps more of it in registers.
+// it takes 4 filters of the 16 output pixels that saw its pixels through the tap, and the 16×4 of w that they meet. Rows are in
+// the order [H, W, N], so that the 16 are one pixel of 16 images where the batch allows it: then a tap that falls between two
+// strides or past an edge does so for all of them, and is passed over. Where it is not, it counts as zero. Past the last pixel
+// or channel, that one is computed again and not stored. All of dy is loaded before w: LLVM then keeps more of it in registers.
 //
 // Dispatch: ceil(N·H·W / (16·LANES)) · GROUPS · ceil(CHANNELS / 16) workgroups; an invocation's neighbours are at the other
 // channels of its pixels.
@@ -51,7 +52,8 @@ struct Rows {
 
 fn windows(first: u32, rows: u32) -> Rows {
     let row = min(vec4(first, first + 1u, first + 2u, first + 3u), vec4(rows - 1u));
-    return Rows(vec4<i32>(row / W % H + PAD_H), vec4<i32>(row % W + PAD_W), row / (H * W) * (OH * OW));
+    let pixel = row / call.batch;
+    return Rows(vec4<i32>(pixel / W + PAD_H), vec4<i32>(pixel % W + PAD_W), (row - pixel * call.batch) * (OH * OW));
 }
 
 // The output pixels that saw four rows through a tap.
@@ -135,6 +137,9 @@ fn main(
         let seen1 = pixels(rows1, tap_h, tap_w, part);
         let seen2 = pixels(rows2, tap_h, tap_w, part);
         let seen3 = pixels(rows3, tap_h, tap_w, part);
+        if !any(seen0.inside | seen1.inside | seen2.inside | seen3.inside) {
+            continue;
+        }
         for (var o = 0u; o < FILTERS / 4u; o += 1u) {
             let a0 = load(seen0, o);
             let a1 = load(seen1, o);
@@ -181,18 +186,15 @@ fn store(row: u32, rows: u32, quad: u32, wanted: bool, s0: mat4x4<f32>, s1: mat4
 }
 
 fn store_rows(row: u32, rows: u32, quad: u32, s: mat4x4<f32>) {
-    let pitch = GROUPS * CHANNELS / 4u;
-    let at = row * pitch + quad;
+    store_row(row, rows, quad, s[0]);
+    store_row(row + 1u, rows, quad, s[1]);
+    store_row(row + 2u, rows, quad, s[2]);
+    store_row(row + 3u, rows, quad, s[3]);
+}
+
+fn store_row(row: u32, rows: u32, quad: u32, values: vec4<f32>) {
     if row < rows {
-        dx[at] = s[0];
-    }
-    if row + 1u < rows {
-        dx[at + pitch] = s[1];
-    }
-    if row + 2u < rows {
-        dx[at + 2u * pitch] = s[2];
-    }
-    if row + 3u < rows {
-        dx[at + 3u * pitch] = s[3];
+        let pixel = row / call.batch;
+        dx[((row - pixel * call.batch) * (H * W) + pixel) * (GROUPS * CHANNELS / 4u) + quad] = values;
     }
 }
