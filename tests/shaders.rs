@@ -201,6 +201,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
                 constants["TILE"] * lanes.unwrap()
             }
+            _ if name.ends_with("_quads") => 4 * lanes.unwrap(),
             _ => *lanes.unwrap(),
         };
         assert_eq!(launch.workgroups.tile as u32, tile, "{name}");

@@ -110,7 +110,8 @@ pub enum Style {
     /// Whatever a GPU is good at, workgroup memory and barriers among it. Every operator has a kernel of this style.
     #[default]
     Portable,
-    /// Registers alone: large tiles for one invocation and no barriers, which software adapters are slow at.
+    /// Registers alone: much work and wide loads for one invocation, no workgroup memory and no barriers. For software adapters,
+    /// which are slow at each load and at every barrier.
     Registers,
 }
 
@@ -136,6 +137,15 @@ impl Variant {
     /// A launch of registers alone, for an operator that has none other.
     pub(crate) fn registers(launch: Launch) -> Vec<Self> {
         vec![Self { style: Style::Registers, launch }]
+    }
+
+    /// A kernel that takes four neighbouring elements where that of `one` takes one, if `len` elements come in fours.
+    pub(crate) fn in_fours(kernel: Kernel, one: Launch, len: usize) -> Vec<Self> {
+        if !len.is_multiple_of(4) {
+            return Vec::new();
+        }
+        let workgroups = Workgroups { tile: 4 * one.workgroups.tile, ..one.workgroups };
+        Self::registers(Launch { kernel, workgroups, ..one })
     }
 }
 

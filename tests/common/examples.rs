@@ -47,9 +47,10 @@ pub const FUNCTIONS: [Function; 5] =
 pub fn examples() -> Vec<Example> {
     let mut all = Vec::new();
     for function in FUNCTIONS {
-        let x = batched(&[7, 9, 5]);
-        all.push(example(Activation { function }, &[x], 3));
-        all.push(example(ActivationGrad { function }, &[x, x], 3));
+        for x in [batched(&[7, 9, 5]), batched(&[7, 9, 4])] {
+            all.push(example(Activation { function }, &[x], 3));
+            all.push(example(ActivationGrad { function }, &[x, x], 3));
+        }
     }
     let adam = Adam::default();
     let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[4]), integers(&[2]), fixed(&[]));
@@ -59,7 +60,9 @@ pub fn examples() -> Vec<Example> {
     all.push(example(Record, &[scalar, scalar, clock, fixed(&[7, 2])], 1));
     all.push(example(Add, &[batched(&[33, 9]); 2], 3));
     all.push(example(Mul, &[fixed(&[300]); 2], 1));
-    all.push(example(BiasAdd, &[batched(&[5, 3, 33]), fixed(&[33])], 3));
+    for channels in [33, 36] {
+        all.push(example(BiasAdd, &[batched(&[5, 3, channels]), fixed(&[channels])], 3));
+    }
     for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
         let a = fixed(&if transpose_a { [33, 70] } else { [70, 33] });
         let b = fixed(&if transpose_b { [67, 33] } else { [33, 67] });
