@@ -4,8 +4,9 @@
 //   dy  of the same shape
 //   dx  of the same shape
 //
-// One invocation computes four elements: one load and one store do for all, which counts on software adapters. Dispatch:
-// ceil(elements / 4 / 256) workgroups.
+// One invocation computes four elements: one load and one store do for all, which counts on software adapters.
+//
+// Dispatch: ceil(elements / 4 / 256) workgroups.
 // CPU twin: `ActivationGrad::reference` in src/ops/activation.rs.
 
 override LEN: u32;

@@ -3,8 +3,9 @@
 //   x  [LEN], or [batch, LEN] if BATCHED; LEN is a multiple of 4
 //   y  of the same shape
 //
-// One invocation computes four elements: one load and one store do for all, which counts on software adapters. Dispatch:
-// ceil(elements / 4 / 256) workgroups.
+// One invocation computes four elements: one load and one store do for all, which counts on software adapters.
+//
+// Dispatch: ceil(elements / 4 / 256) workgroups.
 // CPU twin: `Activation::reference` in src/ops/activation.rs.
 
 override LEN: u32;

@@ -4,8 +4,9 @@
 //   bias  [CHANNELS]
 //   y     of the shape of x
 //
-// One invocation computes four elements: one load and one store do for all, which counts on software adapters. Dispatch:
-// ceil(elements / 4 / 256) workgroups.
+// One invocation computes four elements: one load and one store do for all, which counts on software adapters.
+//
+// Dispatch: ceil(elements / 4 / 256) workgroups.
 // CPU twin: `BiasAdd::reference` in src/ops/bias.rs.
 
 override LEN: u32;

@@ -38,10 +38,14 @@ pub fn shared_gpus() -> &'static [Gpu] {
     GPUS.get_or_init(|| [Checks::Off, Checks::On].into_iter().filter_map(gpu).collect())
 }
 
-/// Both kinds of executor: the CPU's, and the GPU's with guard bands, its kernels checked and unchecked.
+/// Both kinds of executor: the CPU's, and the GPU's with guard bands, unchecked with the kernels that suit the adapter, and
+/// checked with the portable ones.
 pub fn executors() -> Vec<Box<dyn Guarded>> {
     let mut all: Vec<Box<dyn Guarded>> = vec![Box::new(CpuExecutor::new(Some(2)).unwrap())];
-    all.extend(shared_gpus().iter().map(|gpu| Box::new(GpuExecutor::with_guards(gpu.clone())) as Box<dyn Guarded>));
+    for (gpu, checks) in shared_gpus().iter().zip([Checks::Off, Checks::On]) {
+        let style = if checks == Checks::On { Style::Portable } else { gpu.style() };
+        all.push(Box::new(GpuExecutor::with_guards(gpu.clone().with_style(style))));
+    }
     all
 }
 
