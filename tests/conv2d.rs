@@ -2,9 +2,13 @@
 
 mod common;
 
-use common::check_op;
+use common::{check_op, shared_gpus};
+use shadernet::exec::Executor;
+use shadernet::exec::gpu::GpuExecutor;
+use shadernet::graph::{Graph, Init};
 use shadernet::ops::window::Padding;
-use shadernet::ops::{Conv2d, Conv2dInputGrad, Conv2dWeightGrad, Rules};
+use shadernet::ops::{Conv2d, Conv2dInputGrad, Conv2dWeightGrad, Rules, Style};
+use shadernet::plan::Plan;
 use shadernet::shape::{Shape, TensorType};
 
 /// Checks the three operators at a batch, and returns the worst error of each in units of the tolerance.
@@ -79,5 +83,22 @@ fn convolution_agrees_with_reference_on_sizes_around_the_tiles() {
         (Conv2d { stride: [2, 2], ..same }, [33, 33, 8], [5, 5], 12, 1),
     ] {
         println!("{conv:?} {image:?} {kernel:?} {filters}: {:.3?}", check(conv, image, kernel, filters, batch));
+    }
+}
+
+#[test]
+fn executors_pick_the_kernel_of_their_style_and_plans_show_all() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[8, 8, 4])));
+    let w = graph.param("w", Shape::fixed(&[3, 3, 4, 8]), Init::Fill(0.5));
+    let y = graph.conv2d(x, w, Conv2d::default()).unwrap();
+    let plan = Plan::new(&graph, &[y], 2).unwrap();
+    let lines: Vec<String> = plan.to_string().lines().take(3).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert!(lines[1].starts_with("0 conv2d 1 [N, 8, 8, 4]") && lines[2] == "or registers conv2d_registers 1", "{lines:?}");
+    for gpu in shared_gpus() {
+        for (style, kernel) in [(Style::Portable, "conv2d"), (Style::Registers, "conv2d_registers")] {
+            let exec = GpuExecutor::new(gpu.clone().with_style(style));
+            assert_eq!(exec.pick(&plan.steps()[0]).kernel.name, kernel);
+        }
     }
 }
