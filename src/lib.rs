@@ -59,6 +59,8 @@
 //! - Two live tensors never share a slot, and no step reads and writes one slot except through [`ops::Rules::updates`]
 //!   ([`plan::Plan::verify`]).
 //! - A planned reference run equals an unplanned one bit for bit; CPU and GPU agree with it within stated tolerances.
+//! - Every step has a portable kernel; it may have variants for adapters of another nature ([`ops::Style`]). One place in an
+//!   executor picks ([`exec::Executor::pick`]), the self-test judges what it picked, and the tests run all of them everywhere.
 //! - Every file in `shaders/` is valid WGSL as it stands, and naga translates it to SPIR-V, MSL and HLSL.
 //! - Bindings follow the operands: inputs from 0, the output last, group 0 only, at most 8; no struct is mirrored between Rust
 //!   and WGSL. What the plan fixes is an `override`; the batch is the one `var<immediate>`.

@@ -9,6 +9,7 @@ use crate::exec::{Executor, PlanId, read_f32, write_f32};
 use crate::files::NamedTensor;
 use crate::graph::{Graph, TensorId};
 use crate::nn::Model;
+use crate::ops::Style;
 use crate::plan::Plan;
 
 /// A model ready to classify images.
@@ -36,7 +37,7 @@ impl Predictor {
     /// Weights that are not the model's, or a lack of memory.
     pub fn new(mut exec: Box<dyn Executor>, model: Model, weights: &[NamedTensor], capacity: usize) -> Result<Self> {
         let (graph, nodes) = Self::graph(&model)?;
-        let plan = Arc::new(Plan::fused(&graph, &[nodes.logits, nodes.probabilities], capacity)?);
+        let plan = Arc::new(Plan::for_style(exec.style(), &graph, &[nodes.logits, nodes.probabilities], capacity)?);
         let id = exec.load(plan.clone())?;
         if weights.len() != nodes.params.len() {
             return Err(Error::invalid("weights of the model", weights.len(), format!("{} tensors", nodes.params.len())));
@@ -58,10 +59,10 @@ impl Predictor {
         Ok((graph, Nodes { input, logits, probabilities, params: network.params() }))
     }
 
-    /// The plan of prediction, without a device.
-    pub fn plan_of(model: &Model, capacity: usize) -> Result<Plan> {
+    /// The plan of prediction for executors that prefer this style, without a device.
+    pub fn plan_of(model: &Model, capacity: usize, style: Style) -> Result<Plan> {
         let (graph, nodes) = Self::graph(model)?;
-        Plan::fused(&graph, &[nodes.logits, nodes.probabilities], capacity)
+        Plan::for_style(style, &graph, &[nodes.logits, nodes.probabilities], capacity)
     }
 
     /// The device's name.

@@ -107,7 +107,7 @@ fn of_session(exec: Box<dyn Executor>, model: &Model, arguments: &Arguments) -> 
         return Ok((measured, session.ceiling()?));
     }
     // The size of an evaluation's step is known once one over enough images is planned.
-    let [_, evaluation] = shadernet::train::training_plans(model, [1, MOST_IMAGES], &config, u64::MAX)?;
+    let [_, evaluation] = shadernet::train::training_plans(model, [1, MOST_IMAGES], &config, u64::MAX, exec.style())?;
     let config = TrainConfig { batch: 1, ..config };
     let mut session = Session::new(exec, model, &one, &images(evaluation.capacity()), config)?;
     let measured = bench::profile_evaluation(&mut session, steps)?;

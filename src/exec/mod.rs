@@ -19,7 +19,8 @@ use self::gpu::{Checks, DeviceChoice, Gpu, GpuExecutor};
 use self::profile::RunTimes;
 use crate::error::{Error, Result};
 use crate::graph::{Init, Role, TensorId};
-use crate::plan::{Operand, Plan};
+use crate::ops::{Launch, Style};
+use crate::plan::{Operand, Plan, Step};
 use crate::shape::{DType, TensorType};
 
 /// The word that poisons memory: NaN as a float, 2³² - 1 as an integer, 255 in each byte.
@@ -36,6 +37,16 @@ pub trait Executor: Send {
 
     /// The most bytes one tensor can have on this device.
     fn max_tensor_bytes(&self) -> u64;
+
+    /// The style of kernels it prefers, which plans are made for.
+    fn style(&self) -> Style {
+        Style::Portable
+    }
+
+    /// Which of a step's kernels this executor runs, if it runs WGSL.
+    fn pick<'a>(&self, step: &'a Step) -> &'a Launch {
+        &step.launch
+    }
 
     /// Allocates what the plan needs and makes its pipelines. Leaves that are new start as their roles say.
     ///

@@ -41,8 +41,8 @@ pub struct Verdict {
 }
 
 /// Runs every distinct step (operator, operand types, constants) of `plans` alone, at `batch` images, on an executor of its
-/// own from `make`, and compares all that it writes with [`Rules::reference`](crate::ops::Rules::reference). The result is
-/// in the order of the plans.
+/// own from `make`, with the kernel which that one picks, and compares all that it writes with
+/// [`Rules::reference`](crate::ops::Rules::reference). The result is in the order of the plans.
 ///
 /// Memory is that of one step at a time. A fixed operand has its full extent, so a plan that reads a whole data set from
 /// the device is to be tested in a version built over a small one: same kernels, fewer images in that one leaf.
@@ -71,7 +71,7 @@ fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> 
     let results: Vec<String> = step.outputs().map(|output| output.ty.to_string()).collect();
     let result = if results.is_empty() { "in place".to_owned() } else { results.join(" · ") };
     let shapes = format!("{} -> {result}", operands.join(" · "));
-    let kernel = step.launch.kernel.name.to_owned();
+    let kernel = exec.pick(step).kernel.name.to_owned();
 
     let elements: usize = types.iter().copied().chain(step.outputs().map(|output| output.ty)).map(|ty| ty.shape.len(batch)).sum();
     if elements > MAX_ELEMENTS {

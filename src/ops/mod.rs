@@ -26,6 +26,7 @@ pub mod window;
 use std::fmt;
 
 pub use operators::*;
+use serde::Serialize;
 
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
@@ -101,6 +102,52 @@ pub struct Launch {
     pub constants: Vec<(&'static str, f64)>,
     /// How many workgroups.
     pub workgroups: Workgroups,
+}
+
+/// What a kernel's speed rests on, by which an executor picks among those of one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Style {
+    /// Whatever a GPU is good at, workgroup memory and barriers among it. Every operator has a kernel of this style.
+    #[default]
+    Portable,
+    /// Registers alone: much work and wide loads for one invocation, no workgroup memory and no barriers. For software adapters,
+    /// which are slow at each load and at every barrier.
+    Registers,
+}
+
+impl fmt::Display for Style {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Registers => "registers",
+        })
+    }
+}
+
+/// Another way to compute what [`Rules::launch`] does: same operands, same result within the same tolerance.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// What it is good for.
+    pub style: Style,
+    /// The dispatch.
+    pub launch: Launch,
+}
+
+impl Variant {
+    /// A launch of registers alone, for an operator that has none other.
+    pub(crate) fn registers(launch: Launch) -> Vec<Self> {
+        vec![Self { style: Style::Registers, launch }]
+    }
+
+    /// A kernel that takes four neighbouring elements where that of `one` takes one, if `len` elements come in fours.
+    pub(crate) fn in_fours(kernel: Kernel, one: Launch, len: usize) -> Vec<Self> {
+        if !len.is_multiple_of(4) {
+            return Vec::new();
+        }
+        let workgroups = Workgroups { tile: 4 * one.workgroups.tile, ..one.workgroups };
+        Self::registers(Launch { kernel, workgroups, ..one })
+    }
 }
 
 /// An operand as the reference sees it: f64, row-major, whatever the element type.
@@ -266,8 +313,13 @@ pub trait Rules: fmt::Debug + Send + Sync {
         false
     }
 
-    /// The WGSL kernel with its constants and workgroups, for operands of these types.
+    /// The WGSL kernel with its constants and workgroups, for operands of these types. It runs on every adapter.
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch;
+
+    /// Other kernels that do the same, as far as these types allow them: executors pick one by the adapter.
+    fn variants(&self, _inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        Vec::new()
+    }
 
     /// Operands that are changed in place. Such an operator has no output: it is an effect.
     fn updates(&self) -> &[usize] {

@@ -1,6 +1,6 @@
 //! Sums over axes, and their mirror image, repetition along axes.
 
-use super::{Cpu, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -118,6 +118,18 @@ impl Rules for Sum {
             ("OUTPUTS", outputs as f64),
         ];
         Launch { kernel: kernel!("sum"), constants, workgroups: Workgroups::over(output, outputs) }
+    }
+
+    // Over leading axes, four neighbours an invocation: where there are so many that they keep an adapter busy.
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let x = inputs[0].shape;
+        let [(terms, true), (columns, false)] = self.groups(x)[..] else { return Vec::new() };
+        if !columns.is_multiple_of(4) || columns < 256 {
+            return Vec::new();
+        }
+        let constants = vec![("TERMS", terms as f64), ("COLUMNS", columns as f64), ("BATCHED", f64::from(x.is_batched()))];
+        let workgroups = Workgroups { fixed: columns / 4, per_image: 0, tile: 64, times: 1 };
+        Variant::registers(Launch { kernel: kernel!("sum_registers"), constants, workgroups })
     }
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {

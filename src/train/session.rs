@@ -75,7 +75,7 @@ impl Session {
                 return Err(Error::invalid(format!("classes of the {what} images"), data.classes.len(), model.classes.len()));
             }
         }
-        let program = Program::new(model, [train.len(), test.len()], &config, exec.max_tensor_bytes())?;
+        let program = Program::new(model, [train.len(), test.len()], &config, exec.max_tensor_bytes(), exec.style())?;
         let Program { graph, network, moments, rate, splits: [train_split, test_split], plans } = program;
         let [train_plan, test_plan] = plans.map(Arc::new);
 

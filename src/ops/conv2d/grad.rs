@@ -1,11 +1,11 @@
 //! The two gradients of a convolution, each an operator; into how many partial sums that of the weight is cut.
 
 use super::geometry::{Geometry, image, mismatch, weight};
-use super::{AREA, Conv2d, launch_over, reference_geometry, tile_columns};
+use super::{AREA, Conv2d, launch_over, reference_geometry, registers, tile_columns};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
-use crate::ops::{Cpu, Launch, Reference, Rules, Workgroups, kernel, no_second_gradient};
+use crate::ops::{Cpu, Launch, Reference, Rules, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{Shape, TensorType};
 
 /// Gradient of a convolution for its images: dx `[N, H, W, I]` of operands dy `[N, OH, OW, O]` and w `[KH, KW, I / groups, O]`.
@@ -157,6 +157,10 @@ impl Rules for Conv2dInputGrad {
         launch_over(&geometry, kernel!("conv2d_input_grad"), output, geometry.channels)
     }
 
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        registers::input_grad(&self.known(inputs))
+    }
+
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         let geometry = self.known(inputs);
         geometry.kernel[0] * geometry.kernel[1] * geometry.filters
@@ -221,6 +225,10 @@ impl Rules for Conv2dWeightGrad {
         constants.extend([("SLICES", self.slices as f64), ("TILE_N", tile_columns(geometry.filters) as f64)]);
         let workgroups = Workgroups::fixed(self.slices * tiles(&geometry));
         Launch { kernel: kernel!("conv2d_weight_grad"), constants, workgroups }
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        registers::weight_grad(&self.known(inputs), self.slices)
     }
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {

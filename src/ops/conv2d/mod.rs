@@ -2,6 +2,7 @@
 
 mod geometry;
 mod grad;
+mod registers;
 mod relu_pool;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ pub(crate) use relu_pool::{Block, EDGE, PLACES};
 pub use relu_pool::{Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
 use super::window::{Padding, Window};
-use super::{Cpu, Kernel, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -130,6 +131,10 @@ impl Rules for Conv2d {
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
         let geometry = self.known(inputs);
         launch_over(&geometry, kernel!("conv2d"), output, geometry.filters)
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        registers::forward(&self.known(inputs))
     }
 
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
