@@ -44,6 +44,9 @@ pub enum Role {
     Constant(f32),
     /// Computed by the node's operator in every run.
     Value,
+    /// Computed by the operator of the node before it that is its one input, beside that node's own value: the operator's
+    /// extra output of this number.
+    Extra(usize),
     /// Not a tensor: an operator that updates its operands.
     Effect,
 }
@@ -53,7 +56,7 @@ pub enum Role {
 pub struct Node {
     /// Where the content comes from.
     pub role: Role,
-    /// The operator of a value or an effect.
+    /// The operator of a value or an effect; an extra output has none of its own.
     pub op: Option<Op>,
     /// Its operands.
     pub inputs: Vec<TensorId>,
@@ -133,8 +136,19 @@ impl Graph {
         let types: Vec<TensorType> = inputs.iter().map(|&id| self.ty(id)).collect();
         let ty = rules.infer(&types)?;
         let role = if rules.updates().is_empty() { Role::Value } else { Role::Effect };
+        let extra = rules.extra_outputs(&types);
         let label = self.scope.clone();
-        Ok(self.push(Node { role, op: Some(op), inputs: inputs.to_vec(), ty, label }))
+        let node = self.push(Node { role, op: Some(op), inputs: inputs.to_vec(), ty, label: label.clone() });
+        for (i, ty) in extra.into_iter().enumerate() {
+            self.push(Node { role: Role::Extra(i), op: None, inputs: vec![node], ty, label: label.clone() });
+        }
+        Ok(node)
+    }
+
+    /// The extra outputs of a node's operator, in order. They stand right behind it.
+    pub fn extra_outputs(&self, node: TensorId) -> Vec<TensorId> {
+        let behind = (node.0 + 1..self.nodes.len() as u32).map(TensorId);
+        behind.take_while(|&id| matches!(self.node(id).role, Role::Extra(_)) && self.node(id).inputs == [node]).collect()
     }
 
     fn push(&mut self, node: Node) -> TensorId {

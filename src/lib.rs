@@ -35,7 +35,7 @@
 //! ```
 //!
 //! A module uses what stands to its left, never what stands to its right; [`ops`] is the vocabulary all share; [`data`],
-//! [`files`], [`mod@train`] and [`predict`] stand on top and use the public interface.
+//! [`files`], [`mod@train`], [`predict`] and [`mod@bench`] stand on top and use the public interface.
 //!
 //! | module | decides |
 //! |---|---|
@@ -45,9 +45,10 @@
 //! | `kernels`, `shaders/` | the kernels themselves, on the CPU and in WGSL |
 //! | [`autodiff`] | gradients, as nodes appended to the graph |
 //! | [`mod@plan`] | order, kernels, memory: data that can be printed, checked and run |
-//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test |
+//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test; profiles |
 //! | [`nn`], [`models`] | layers and their initial values; networks that come with the crate |
 //! | [`data`], [`mod@train`], [`predict`], [`files`] | images, the training loop, prediction, what is on disk |
+//! | [`mod@bench`] | what is measured of all that |
 //!
 //! # Invariants
 //!
@@ -58,6 +59,8 @@
 //! - Two live tensors never share a slot, and no step reads and writes one slot except through [`ops::Rules::updates`]
 //!   ([`plan::Plan::verify`]).
 //! - A planned reference run equals an unplanned one bit for bit; CPU and GPU agree with it within stated tolerances.
+//! - Every step has a portable kernel; it may have variants for adapters of another nature ([`ops::Style`]). One place in an
+//!   executor picks ([`exec::Executor::pick`]), the self-test judges what it picked, and the tests run all of them everywhere.
 //! - Every file in `shaders/` is valid WGSL as it stands, and naga translates it to SPIR-V, MSL and HLSL.
 //! - Bindings follow the operands: inputs from 0, the output last, group 0 only, at most 8; no struct is mirrored between Rust
 //!   and WGSL. What the plan fixes is an `override`; the batch is the one `var<immediate>`.
@@ -70,6 +73,7 @@
 //! JPEG) and `plot`. An embedder takes the crate with `default-features = false`.
 
 pub mod autodiff;
+pub mod bench;
 pub mod data;
 pub mod error;
 pub mod exec;

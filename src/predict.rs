@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::exec::ceiling::Ceiling;
+use crate::exec::profile::RunTimes;
 use crate::exec::{Executor, PlanId, read_f32, write_f32};
 use crate::files::NamedTensor;
 use crate::graph::{Graph, TensorId};
 use crate::nn::Model;
+use crate::ops::Style;
 use crate::plan::Plan;
 
 /// A model ready to classify images.
@@ -34,7 +37,7 @@ impl Predictor {
     /// Weights that are not the model's, or a lack of memory.
     pub fn new(mut exec: Box<dyn Executor>, model: Model, weights: &[NamedTensor], capacity: usize) -> Result<Self> {
         let (graph, nodes) = Self::graph(&model)?;
-        let plan = Arc::new(Plan::new(&graph, &[nodes.logits, nodes.probabilities], capacity)?);
+        let plan = Arc::new(Plan::for_style(exec.style(), &graph, &[nodes.logits, nodes.probabilities], capacity)?);
         let id = exec.load(plan.clone())?;
         if weights.len() != nodes.params.len() {
             return Err(Error::invalid("weights of the model", weights.len(), format!("{} tensors", nodes.params.len())));
@@ -56,10 +59,10 @@ impl Predictor {
         Ok((graph, Nodes { input, logits, probabilities, params: network.params() }))
     }
 
-    /// The plan of prediction, without a device.
-    pub fn plan_of(model: &Model, capacity: usize) -> Result<Plan> {
+    /// The plan of prediction for executors that prefer this style, without a device.
+    pub fn plan_of(model: &Model, capacity: usize, style: Style) -> Result<Plan> {
         let (graph, nodes) = Self::graph(model)?;
-        Plan::new(&graph, &[nodes.logits, nodes.probabilities], capacity)
+        Plan::for_style(style, &graph, &[nodes.logits, nodes.probabilities], capacity)
     }
 
     /// The device's name.
@@ -92,6 +95,29 @@ impl Predictor {
     /// If the bytes are no whole number of images.
     pub fn logits(&mut self, images: &[u8]) -> Result<Vec<f32>> {
         self.run(images, self.nodes.logits)
+    }
+
+    /// Runs the plan so many times over one batch of images, timed step by step.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict) and [`Executor::profile`]; more images than the plan's capacity.
+    pub fn profile(&mut self, images: &[u8], runs: usize) -> Result<Vec<RunTimes>> {
+        self.predict(images)?; // the images are on the device after it
+        let batch = images.len() / self.model.input.iter().product::<usize>();
+        self.exec.profile(self.id, &vec![batch; runs])
+    }
+
+    /// What the device can do at most, see [`Executor::ceiling`].
+    ///
+    /// # Errors
+    /// As [`Executor::ceiling`].
+    pub fn ceiling(&self) -> Result<Ceiling> {
+        self.exec.ceiling()
+    }
+
+    /// Bytes that weights and values hold on the device.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.exec.allocated_bytes()
     }
 
     /// Runs the plan over the images, in batches, and reads one of its roots.

@@ -2,9 +2,13 @@
 
 mod common;
 
-use common::check_op;
+use common::{check_op, shared_gpus};
+use shadernet::exec::Executor;
+use shadernet::exec::gpu::GpuExecutor;
+use shadernet::graph::{Graph, Init};
 use shadernet::ops::window::Padding;
-use shadernet::ops::{Conv2d, Conv2dInputGrad, Conv2dWeightGrad, Rules};
+use shadernet::ops::{Conv2d, Conv2dInputGrad, Conv2dWeightGrad, Rules, Style};
+use shadernet::plan::Plan;
 use shadernet::shape::{Shape, TensorType};
 
 /// Checks the three operators at a batch, and returns the worst error of each in units of the tolerance.
@@ -45,6 +49,23 @@ fn convolution_agrees_with_reference_for_every_option() {
     println!("worst errors in units of the tolerance: {worst:.3?}");
 }
 
+/// Channels and filters in fours, as the kernels of registers need them, and filters alone.
+#[test]
+fn convolution_in_quads_agrees_with_reference() {
+    let explicit = Padding::Explicit { top: 2, bottom: 0, left: 1, right: 3 };
+    for (stride, padding, dilation, groups, channels, filters, kernel, batch) in [
+        ([1, 1], Padding::Valid, [1, 1], 1, 4, 20, [3, 3], 3),
+        ([2, 1], Padding::Same, [1, 2], 2, 8, 40, [2, 3], 2),
+        ([3, 2], explicit, [2, 1], 1, 12, 16, [3, 2], 1),
+        ([1, 2], explicit, [1, 1], 3, 12, 12, [1, 1], 0),
+        ([2, 2], Padding::Same, [1, 1], 1, 3, 36, [3, 3], 2),
+        ([1, 1], explicit, [2, 2], 2, 10, 8, [2, 3], 3),
+    ] {
+        let conv = Conv2d { stride, padding, dilation, groups };
+        println!("{conv:?} {channels} {kernel:?} {filters}: {:.3?}", check(conv, [7, 6, channels], kernel, filters, batch));
+    }
+}
+
 #[test]
 fn convolution_agrees_with_reference_on_sizes_around_the_tiles() {
     let conv = Conv2d::default();
@@ -62,5 +83,22 @@ fn convolution_agrees_with_reference_on_sizes_around_the_tiles() {
         (Conv2d { stride: [2, 2], ..same }, [33, 33, 8], [5, 5], 12, 1),
     ] {
         println!("{conv:?} {image:?} {kernel:?} {filters}: {:.3?}", check(conv, image, kernel, filters, batch));
+    }
+}
+
+#[test]
+fn executors_pick_the_kernel_of_their_style_and_plans_show_all() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[8, 8, 4])));
+    let w = graph.param("w", Shape::fixed(&[3, 3, 4, 8]), Init::Fill(0.5));
+    let y = graph.conv2d(x, w, Conv2d::default()).unwrap();
+    let plan = Plan::new(&graph, &[y], 2).unwrap();
+    let lines: Vec<String> = plan.to_string().lines().take(3).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert!(lines[1].starts_with("0 conv2d 1 [N, 8, 8, 4]") && lines[2] == "or registers conv2d_registers 1", "{lines:?}");
+    for gpu in shared_gpus() {
+        for (style, kernel) in [(Style::Portable, "conv2d"), (Style::Registers, "conv2d_registers")] {
+            let exec = GpuExecutor::new(gpu.clone().with_style(style));
+            assert_eq!(exec.pick(&plan.steps()[0]).kernel.name, kernel);
+        }
     }
 }

@@ -111,7 +111,7 @@ fn side(op: &Op, ty: TensorType, x: &[f64], batch: usize) -> Vec<f64> {
     let Op::MaxPool2d(MaxPool2d { window }) = *op else { return x.iter().map(|&v| f64::from(v > 0.0)).collect() };
     let y = op.rules().infer(&[ty]).expect("it is in a graph");
     let (ones, mut wins) = (vec![1.0; y.shape.len(batch)], vec![0.0; x.len()]);
-    reference::call(&MaxPool2dGrad { window }.into(), &[ty, y], vec![x, &ones], &mut [], &mut wins, batch);
+    reference::call(&MaxPool2dGrad { window }.into(), &[ty, y], vec![x, &ones], &mut [], &mut wins, &mut [], batch);
     wins
 }
 

@@ -18,7 +18,7 @@ fn batched(extents: &[usize]) -> TensorType {
 
 #[test]
 fn matmul_agrees_with_reference_on_ragged_tiles() {
-    for [m, n, k] in [[1, 1, 1], [64, 64, 16], [65, 63, 17], [3, 130, 70]] {
+    for [m, n, k] in [[1, 1, 1], [64, 64, 16], [65, 63, 17], [3, 130, 70], [4, 8, 6], [132, 20, 36]] {
         for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
             let op = Matmul { transpose_a, transpose_b };
             let a = if transpose_a { [k, m] } else { [m, k] };
@@ -35,6 +35,9 @@ fn matmul_takes_the_batch_as_rows_or_as_depth() {
         check_op(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], batch).unwrap();
         check_op(Matmul { transpose_b: true, ..Matmul::default() }, &[batched(&[10]), fixed(&[33, 10])], batch).unwrap();
         check_op(Matmul { transpose_a: true, ..Matmul::default() }, &[batched(&[33]), batched(&[10])], batch).unwrap();
+        check_op(Matmul::default(), &[batched(&[32]), fixed(&[32, 12])], batch).unwrap();
+        check_op(Matmul { transpose_b: true, ..Matmul::default() }, &[batched(&[12]), fixed(&[36, 12])], batch).unwrap();
+        check_op(Matmul { transpose_a: true, ..Matmul::default() }, &[batched(&[36]), batched(&[12])], batch).unwrap();
     }
 }
 
@@ -68,5 +71,7 @@ fn sum_and_broadcast_agree_with_reference_over_every_set_of_axes() {
         }
     }
     check_op(Sum { axes: Axes::new(&[0, 1, 2]) }, &[batched(&[30, 30, 32])], 5).unwrap();
+    check_op(Sum { axes: Axes::new(&[0, 1]) }, &[batched(&[5, 260])], 27).unwrap();
+    check_op(Sum { axes: Axes::new(&[0]) }, &[fixed(&[3, 20, 20])], 1).unwrap();
     check_op(Sum { axes: Axes::new(&[0, 2, 4]) }, &[fixed(&[3, 4, 5, 6, 7])], 1).unwrap();
 }

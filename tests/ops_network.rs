@@ -2,11 +2,7 @@
 
 mod common;
 
-use std::sync::OnceLock;
-
-use common::{Guarded, check_op_on};
-use shadernet::exec::cpu::CpuExecutor;
-use shadernet::exec::gpu::{Checks, Gpu, GpuExecutor};
+use common::check_op;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
 use shadernet::shape::{Shape, TensorType};
@@ -28,12 +24,8 @@ struct Worst(&'static str, f64);
 
 impl Worst {
     fn check(&mut self, op: impl Into<Op>, types: &[TensorType], batch: usize) {
-        static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
-        let gpus = GPUS.get_or_init(|| [Checks::Off, Checks::On].into_iter().filter_map(common::gpu).collect());
-        let mut executors: Vec<Box<dyn Guarded>> = vec![Box::new(CpuExecutor::new(Some(2)).unwrap())];
-        executors.extend(gpus.iter().map(|gpu| Box::new(GpuExecutor::with_guards(gpu.clone())) as Box<dyn Guarded>));
         let op = op.into();
-        match check_op_on(&mut executors, op.clone(), types, batch) {
+        match check_op(op.clone(), types, batch) {
             Ok(error) => self.1 = self.1.max(error),
             Err(problem) => panic!("{op:?} on {types:?} at batch {batch}: {problem}"),
         }
@@ -60,7 +52,7 @@ fn pooling_agrees_with_reference_over_windows_strides_and_padding() {
     windows.push(Window { kernel: [2, 2], stride: [1, 1], dilation: [2, 2], padding: asymmetric });
     let mut cases = 0;
     for (i, window) in windows.into_iter().enumerate() {
-        for (j, [height, width, channels]) in [[4, 5, 1], [7, 6, 3], [9, 9, 35]].into_iter().enumerate() {
+        for (j, [height, width, channels]) in [[4, 5, 1], [7, 6, 4], [9, 9, 35]].into_iter().enumerate() {
             let x = batched(&[height, width, channels]);
             let Ok(y) = (MaxPool2d { window }).infer(&[x]) else { continue }; // a window of padding alone is refused
             let batch = [0, 1, 3][(i + j) % 3];

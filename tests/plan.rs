@@ -33,7 +33,7 @@ const TOLERANCE: f64 = 1e-5;
 fn call(op: &Op, operands: &[(TensorType, &[f64])], updated: &mut [Vec<f64>], output: &mut [f64], batch: usize) {
     let inputs = operands.iter().map(|&(ty, data)| View { extents: ty.shape.extents(batch), data }).collect();
     let updated = updated.iter_mut().map(Vec::as_mut_slice).collect();
-    op.rules().reference(&mut Reference { batch, inputs, updated, output });
+    op.rules().reference(&mut Reference { batch, inputs, updated, output, extra: Vec::new() });
 }
 
 /// The value of every node, each in memory of its own, in the order of the graph. Knows no plan.

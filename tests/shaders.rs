@@ -27,9 +27,15 @@ fn validate(stem: &str, source: &str) -> (Module, ModuleInfo) {
     (module, info)
 }
 
-fn launch(example: &Example) -> Launch {
-    let rules = example.op.rules();
-    rules.launch(&example.types, rules.infer(&example.types).unwrap())
+/// Every example with each of its launches, the portable one first.
+fn launches() -> impl Iterator<Item = (Example, Launch)> {
+    examples().into_iter().flat_map(|example| {
+        let rules = example.op.rules();
+        let output = rules.infer(&example.types).unwrap();
+        let variants = rules.variants(&example.types, output).into_iter().map(|variant| variant.launch);
+        let all: Vec<Launch> = std::iter::once(rules.launch(&example.types, output)).chain(variants).collect();
+        all.into_iter().map(move |launch| (example.clone(), launch))
+    })
 }
 
 /// A module's `const` numbers by name.
@@ -93,9 +99,8 @@ fn every_shader_is_valid_and_has_the_form_of_the_house() {
 
 #[test]
 fn launches_bind_what_their_kernels_declare() {
-    for example in examples() {
+    for (example, launch) in launches() {
         let rules = example.op.rules();
-        let launch = launch(&example);
         let (module, _) = validate(launch.kernel.name, launch.kernel.source);
         let mut declared = Vec::new();
         for (_, variable) in module.global_variables.iter() {
@@ -105,7 +110,8 @@ fn launches_bind_what_their_kernels_declare() {
         }
         let mut bound: Vec<bool> = (0..example.types.len()).map(|i| rules.updates().contains(&i)).collect();
         if rules.updates().is_empty() {
-            bound.push(true); // the output, last
+            bound.push(true); // the outputs, last
+            bound.extend(rules.extra_outputs(&example.types).iter().map(|_| true));
         }
         assert_eq!(declared, bound, "{}: which of the bindings are written", launch.kernel.name);
     }
@@ -113,8 +119,7 @@ fn launches_bind_what_their_kernels_declare() {
 
 #[test]
 fn launches_set_every_override_of_their_file_and_no_other() {
-    for example in examples() {
-        let launch = launch(&example);
+    for (_, launch) in launches() {
         let name = launch.kernel.name;
         let (module, _) = validate(name, launch.kernel.source);
         let set: BTreeSet<&str> = launch.constants.iter().map(|(constant, _)| *constant).collect();
@@ -134,8 +139,8 @@ fn launches_set_every_override_of_their_file_and_no_other() {
 fn every_shader_is_launched_by_some_operator_with_the_text_of_its_file() {
     let mut files = files();
     let mut launched = BTreeSet::new();
-    for example in examples() {
-        let kernel = launch(&example).kernel;
+    for (_, launch) in launches() {
+        let kernel = launch.kernel;
         assert_eq!(files.get(kernel.name).map(String::as_str), Some(kernel.source), "{}.wgsl", kernel.name);
         launched.insert(kernel.name);
     }
@@ -145,8 +150,7 @@ fn every_shader_is_launched_by_some_operator_with_the_text_of_its_file() {
 
 #[test]
 fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launches() {
-    for example in examples() {
-        let launch = launch(&example);
+    for (_, launch) in launches() {
         let name = launch.kernel.name;
         let (module, info) = validate(name, launch.kernel.source);
         let values = launch.constants.iter().map(|&(constant, value)| (constant.to_owned(), value)).collect();
@@ -182,8 +186,7 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
 /// What a workgroup takes is said twice: by the launch, which counts workgroups, and by the kernel, which finds its place.
 #[test]
 fn tiles_of_launches_are_those_of_their_kernels() {
-    for example in examples() {
-        let launch = launch(&example);
+    for (_, launch) in launches() {
         let name = launch.kernel.name;
         let (module, _) = validate(name, launch.kernel.source);
         let constants = constants(&module);
@@ -194,8 +197,18 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             "sum" => set["OUTPUTS"],
             "softmax" | "softmax_grad" | "softmax_cross_entropy_grad" => lanes.unwrap() / set["SHARERS"],
             // These are one workgroup, or so many whatever the batch.
-            "accuracy" | "advance" | "record" | "softmax_cross_entropy" | "tick" | "conv2d_weight_grad" => 1,
-            "conv2d" | "conv2d_input_grad" => constants["AREA"] / set["TILE_N"],
+            "accuracy"
+            | "advance"
+            | "record"
+            | "softmax_cross_entropy"
+            | "tick"
+            | "conv2d_weight_grad"
+            | "conv2d_relu_pool_weight_grad" => 1,
+            "conv2d" | "conv2d_input_grad" | "conv2d_relu_pool" | "conv2d_relu_pool_input_grad" => constants["AREA"] / set["TILE_N"],
+            "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
+                constants["TILE"] * lanes.unwrap()
+            }
+            _ if name.ends_with("_quads") => 4 * lanes.unwrap(),
             _ => *lanes.unwrap(),
         };
         assert_eq!(launch.workgroups.tile as u32, tile, "{name}");

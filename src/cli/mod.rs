@@ -3,11 +3,14 @@
 //! A command writes its answer to standard output, as text or as one JSON document, and everything else to standard error.
 //! It uses the library's public interface only.
 
+mod bench;
 mod devices;
 mod evaluate;
 mod format;
+mod kernels;
 mod plan;
 mod predict;
+mod profile;
 mod progress;
 mod selftest;
 mod summary;
@@ -54,6 +57,8 @@ enum Command {
     Summary(summary::Arguments),
     Devices(devices::Arguments),
     Plan(plan::Arguments),
+    Profile(profile::Arguments),
+    Bench(bench::Arguments),
     Selftest(selftest::Arguments),
 }
 
@@ -86,6 +91,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Summary(arguments) => summary::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Profile(arguments) => profile::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Selftest(arguments) => selftest::run(&arguments),
     };
     match done {
@@ -167,6 +174,14 @@ impl Device {
 }
 
 impl Chosen {
+    /// The driver of a GPU, the processor's name otherwise, if the system tells.
+    fn driver(&self) -> Option<String> {
+        match self {
+            Self::Cpu(_) => shadernet::bench::processor(),
+            Self::Gpu(gpu) => Some(gpu.driver()),
+        }
+    }
+
     fn executor(&self) -> Result<Box<dyn Executor>, Error> {
         Ok(match self {
             Self::Cpu(threads) => Box::new(CpuExecutor::new(*threads)?),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
+use shadernet::ops::{Style, Variant};
 use shadernet::plan::{Operand, Place, Plan};
 use shadernet::predict::Predictor;
 use shadernet::train::{TrainConfig, training_plans};
@@ -13,7 +14,8 @@ use super::{CIFAR10_IMAGES, Result, answer, answer_json, batch_size, format, mod
 /// Print the dispatch lists of a training step, an evaluation step and of inference.
 ///
 /// For each dispatch: layer, kernel, workgroups, shapes with the slots of memory they are in, and bytes. No device is
-/// needed. The data set is reckoned as CIFAR-10, in one buffer.
+/// needed: the plan is that of the CPU and of hardware GPUs. Software adapters run the operators one by one. The data set is reckoned as
+/// CIFAR-10, in one buffer.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  shadernet plan\n  shadernet plan cnn.safetensors --batch-size 256 --json")]
 pub(super) struct Arguments {
@@ -31,8 +33,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result {
     let (model, _) = model_or_builtin(arguments.model.as_deref())?;
     let config = TrainConfig { batch: arguments.batch_size, ..TrainConfig::default() };
-    let [training, evaluation] = training_plans(&model, CIFAR10_IMAGES, &config, u64::MAX)?;
-    let inference = Predictor::plan_of(&model, arguments.batch_size)?;
+    let [training, evaluation] = training_plans(&model, CIFAR10_IMAGES, &config, u64::MAX, Style::Portable)?;
+    let inference = Predictor::plan_of(&model, arguments.batch_size, Style::Portable)?;
     if arguments.json {
         let [training, evaluation, inference] = [training, evaluation, inference].map(|plan| to_json(&plan));
         return answer_json(&json!({ "model": model.name, "training": training, "evaluation": evaluation, "inference": inference }));
@@ -58,8 +60,11 @@ fn to_json(plan: &Plan) -> serde_json::Value {
             "operator": step.op.rules().name(),
             "kernel": step.launch.kernel.name,
             "workgroups": step.launch.workgroups.count(capacity),
+            "variants": step.variants.iter().map(|Variant { style, launch }| {
+                json!({ "style": style, "kernel": launch.kernel.name, "workgroups": launch.workgroups.count(capacity) })
+            }).collect::<Vec<_>>(),
             "operands": step.inputs.iter().map(operand).collect::<Vec<_>>(),
-            "result": step.output.as_ref().map(operand),
+            "results": step.outputs().map(|output| operand(&output)).collect::<Vec<_>>(),
         })
     });
     json!({

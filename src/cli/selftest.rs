@@ -42,14 +42,16 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let (model, _) = model_or_builtin(arguments.model.as_deref())?;
     let config = TrainConfig { batch: arguments.batch_size.min(IMAGES[0]), ..TrainConfig::default() };
     let image = model.input.iter().product::<usize>() as u64;
-    let whole = training_plans(&model, IMAGES, &config, u64::MAX)?;
-    let cut = training_plans(&model, IMAGES, &config, IMAGES_A_BUFFER * image)?;
-    let inference = Predictor::plan_of(&model, arguments.batch_size)?;
-    let plans: Vec<_> = whole.iter().chain(&cut).chain([&inference]).collect();
-
     let checks = if arguments.checked { Checks::On } else { Checks::Off };
     let (chosen, why) = arguments.device.choose(checks)?;
-    let device = chosen.executor()?.device();
+    let exec = chosen.executor()?;
+    let (device, style) = (exec.device(), exec.style());
+    drop(exec);
+    let whole = training_plans(&model, IMAGES, &config, u64::MAX, style)?;
+    let cut = training_plans(&model, IMAGES, &config, IMAGES_A_BUFFER * image, style)?;
+    let inference = Predictor::plan_of(&model, arguments.batch_size, style)?;
+    let plans: Vec<_> = whole.iter().chain(&cut).chain([&inference]).collect();
+
     let verdicts = selftest(&mut || chosen.executor(), &plans, arguments.batch_size)?;
     let failed = verdicts.iter().filter(|verdict| verdict.problem.is_some()).count();
     if arguments.json {

@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 use shadernet::graph::{Graph, Role};
 use shadernet::nn::Model;
+use shadernet::ops::Style;
 use shadernet::plan::Plan;
 use shadernet::predict::Predictor;
 use shadernet::train::{TrainConfig, training_plans};
@@ -41,8 +42,12 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let (model, _) = model_or_builtin(arguments.model.as_deref())?;
     let rows = rows(&model)?;
     let config = TrainConfig { batch: arguments.batch_size, ..TrainConfig::default() };
-    let [training, evaluation] = training_plans(&model, CIFAR10_IMAGES, &config, u64::MAX)?;
-    let plans = [("training", training), ("evaluation", evaluation), ("inference", Predictor::plan_of(&model, arguments.batch_size)?)];
+    let [training, evaluation] = training_plans(&model, CIFAR10_IMAGES, &config, u64::MAX, Style::Portable)?;
+    let plans = [
+        ("training", training),
+        ("evaluation", evaluation),
+        ("inference", Predictor::plan_of(&model, arguments.batch_size, Style::Portable)?),
+    ];
     let params: usize = rows.iter().map(|row| row.params).sum();
     if arguments.json {
         let layer = |row: &Row| {

@@ -4,7 +4,10 @@
 //! executor's own. The blocks do not depend on the number of threads, so neither do the results.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::ceiling::{self, Ceiling};
+use super::profile::RunTimes;
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
@@ -127,6 +130,31 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
+    fn profile(&mut self, plan: PlanId, batches: &[usize]) -> Result<Vec<RunTimes>> {
+        let Self { pool, leaves, plans, scratch } = self;
+        let known = plans.len();
+        let Loaded { plan, slots } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
+        check_batches(plan, batches)?;
+        let origin = Instant::now();
+        let now = || origin.elapsed().as_nanos() as u64;
+        let mut run = |batch: usize| {
+            let began = now();
+            let step = |step: &Step| {
+                let began = now();
+                run_step(step, batch, leaves, slots, scratch);
+                [began, now()]
+            };
+            let steps: Vec<[u64; 2]> = plan.steps().iter().map(step).collect();
+            let at_work: u64 = steps.iter().map(|[began, ended]| ended - began).sum();
+            RunTimes { batch, host: now() - began - at_work, steps }
+        };
+        Ok(pool.install(|| batches.iter().map(|&batch| run(batch)).collect()))
+    }
+
+    fn ceiling(&self) -> Result<Ceiling> {
+        ceiling::of_cpu(&mut Self::new(Some(self.threads()))?)
+    }
+
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {
         let Loaded { plan, slots } = self.plans.get(plan.0).ok_or_else(|| unknown_plan(plan, self.plans.len()))?;
         let operand = check_read(plan, tensor, batch)?;
@@ -158,10 +186,12 @@ impl Executor for CpuExecutor {
 /// Runs one step. What it writes is taken out of its place meanwhile, so that the rest can be borrowed.
 fn run_step(step: &Step, batch: usize, leaves: &mut [Option<Leaf>], slots: &mut [Vec<f32>], scratch: &mut Vec<f32>) {
     let rules = step.op.rules();
-    let mut output = match step.output.map(|operand| operand.place) {
-        Some(Place::Slot(slot)) => std::mem::take(&mut slots[slot]),
-        _ => Vec::new(),
-    };
+    let mut outputs: Vec<Vec<f32>> = (step.outputs())
+        .map(|operand| match operand.place {
+            Place::Slot(slot) => std::mem::take(&mut slots[slot]),
+            Place::Leaf(_) => unreachable!("a plan writes to slots"),
+        })
+        .collect();
     let updated_leaf = |&i: &usize| match step.inputs[i].place {
         Place::Leaf(id) => id.index(),
         Place::Slot(_) => unreachable!("only parameters and state are updated"),
@@ -179,20 +209,23 @@ fn run_step(step: &Step, batch: usize, leaves: &mut [Option<Leaf>], slots: &mut 
         CpuView::new(operand.ty, batch, words)
     };
     let ty = step.output.map_or(step.inputs[0].ty, |operand| operand.ty);
-    let written = if step.output.is_some() { ty.bytes(batch) / 4 } else { 0 };
+    let mut written = outputs.iter_mut().zip(step.outputs()).map(|(words, operand)| &mut words[..operand.ty.bytes(batch) / 4]);
     let mut args = Cpu {
         batch,
         inputs: step.inputs.iter().enumerate().map(view).collect(),
         updated: updated.iter_mut().map(Vec::as_mut_slice).collect(),
-        output: &mut output[..written],
+        output: written.next().unwrap_or_default(),
+        extra: written.collect(),
         scratch,
     };
     if !rules.cpu(&mut args) {
         args.by_reference(rules, &step.input_types(), ty);
     }
 
-    if let Some(Place::Slot(slot)) = step.output.map(|operand| operand.place) {
-        slots[slot] = output;
+    for (operand, words) in step.outputs().zip(outputs) {
+        if let Place::Slot(slot) = operand.place {
+            slots[slot] = words;
+        }
     }
     for (i, words) in rules.updates().iter().zip(updated) {
         leaves[updated_leaf(i)].as_mut().expect("a loaded plan has its leaves").words = words;

@@ -2,19 +2,25 @@
 //!
 //! Running a plan decides nothing: kernels, memory and order are the plan's. [`cpu`] is the product's path for machines
 //! without a GPU, [`gpu`] replays the WGSL kernels, and [`reference`](mod@reference) runs the operators' plain loop nests that judge both.
+//! [`profile`] is what the executors' clocks say of each step, [`ceiling`] what a device can do at most.
 
+pub mod ceiling;
 pub mod cpu;
 pub mod gpu;
+pub mod profile;
 pub mod reference;
 pub mod selftest;
 
 use std::sync::Arc;
 
+use self::ceiling::Ceiling;
 use self::cpu::CpuExecutor;
 use self::gpu::{Checks, DeviceChoice, Gpu, GpuExecutor};
+use self::profile::RunTimes;
 use crate::error::{Error, Result};
 use crate::graph::{Init, Role, TensorId};
-use crate::plan::{Operand, Plan};
+use crate::ops::{Launch, Style};
+use crate::plan::{Operand, Plan, Step};
 use crate::shape::{DType, TensorType};
 
 /// The word that poisons memory: NaN as a float, 2³² - 1 as an integer, 255 in each byte.
@@ -32,6 +38,16 @@ pub trait Executor: Send {
     /// The most bytes one tensor can have on this device.
     fn max_tensor_bytes(&self) -> u64;
 
+    /// The style of kernels it prefers, which plans are made for.
+    fn style(&self) -> Style {
+        Style::Portable
+    }
+
+    /// Which of a step's kernels this executor runs, if it runs WGSL.
+    fn pick<'a>(&self, step: &'a Step) -> &'a Launch {
+        &step.launch
+    }
+
     /// Allocates what the plan needs and makes its pipelines. Leaves that are new start as their roles say.
     ///
     /// # Errors
@@ -44,6 +60,19 @@ pub trait Executor: Send {
     /// Runs a plan once for each batch, in order. May return before the device is done; [`read`](Self::read) waits. That the
     /// device was lost meanwhile shows at the latest there or in [`wait`](Self::wait).
     fn run(&mut self, plan: PlanId, batches: &[usize]) -> Result<()>;
+
+    /// [`run`](Self::run), timed: the results are the same to the bit. Waits for the device, so it is slower than a run.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); [`Error::Unsupported`] on a GPU that has no timestamps.
+    fn profile(&mut self, plan: PlanId, batches: &[usize]) -> Result<Vec<RunTimes>>;
+
+    /// What the device can do at most, measured now with memory of its own (up to 256 MB). Takes a fraction of a second on
+    /// hardware.
+    ///
+    /// # Errors
+    /// A lack of memory, or what [`profile`](Self::profile) brings.
+    fn ceiling(&self) -> Result<Ceiling>;
 
     /// Reads a root of the plan or a leaf, `batch` images of it if it is batched, after all runs so far.
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>>;

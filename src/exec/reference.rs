@@ -19,6 +19,9 @@ pub type Leaves = BTreeMap<TensorId, Vec<f64>>;
 pub fn evaluate(graph: &Graph, leaves: &mut Leaves, batch: usize) -> Result<Vec<Vec<f64>>> {
     let mut values: Vec<Vec<f64>> = Vec::new();
     for (id, node) in graph.nodes() {
+        if matches!(node.role, Role::Extra(_)) {
+            continue; // pushed with the node before it
+        }
         let Some(op) = &node.op else {
             values.push(leaf(leaves, id, node.role, node.ty, &node.label, batch)?.clone());
             continue;
@@ -28,12 +31,14 @@ pub fn evaluate(graph: &Graph, leaves: &mut Leaves, batch: usize) -> Result<Vec<
         let mut updated: Vec<Vec<f64>> =
             op.rules().updates().iter().map(|&i| std::mem::take(&mut values[node.inputs[i].index()])).collect();
         let operands = node.inputs.iter().map(|input| values[input.index()].as_slice()).collect();
-        call(op, &types, operands, &mut updated, &mut output, batch);
+        let mut extra: Vec<Vec<f64>> = op.rules().extra_outputs(&types).iter().map(|ty| vec![f64::NAN; ty.shape.len(batch)]).collect();
+        call(op, &types, operands, &mut updated, &mut output, &mut extra, batch);
         for (&i, value) in op.rules().updates().iter().zip(updated) {
             leaves.insert(node.inputs[i], value.clone());
             values[node.inputs[i].index()] = value;
         }
         values.push(output);
+        values.extend(extra);
     }
     Ok(values)
 }
@@ -53,16 +58,19 @@ pub fn run(plan: &Plan, leaves: &mut Leaves, batch: usize) -> Result<BTreeMap<Te
             updates.iter().map(|&i| std::mem::take(leaves.get_mut(&step.inputs[i].tensor).expect("a leaf"))).collect();
         let mut output = vec![f64::NAN; step.output.map_or(0, |operand| operand.ty.shape.len(batch))];
         let operands = step.inputs.iter().map(|operand| value(operand, leaves, &slots)).collect();
-        call(&step.op, &step.input_types(), operands, &mut updated, &mut output, batch);
+        let mut extra: Vec<Vec<f64>> = step.extra.iter().map(|operand| vec![f64::NAN; operand.ty.shape.len(batch)]).collect();
+        call(&step.op, &step.input_types(), operands, &mut updated, &mut output, &mut extra, batch);
         for (&i, value) in updates.iter().zip(updated) {
             leaves.insert(step.inputs[i].tensor, value);
         }
-        if let Some(Place::Slot(slot)) = step.output.map(|operand| operand.place) {
-            slots[slot] = output;
+        for (operand, value) in step.outputs().zip(std::iter::once(output).chain(extra)) {
+            if let Place::Slot(slot) = operand.place {
+                slots[slot] = value;
+            }
         }
     }
-    let roots = plan.roots().iter().filter_map(|&root| plan.readable(root));
-    Ok(roots.map(|operand| (operand.tensor, value(&operand, leaves, &slots).to_vec())).collect())
+    let roots = plan.roots().iter().filter_map(|&root| Some((root, plan.readable(root)?)));
+    Ok(roots.map(|(root, operand)| (root, value(&operand, leaves, &slots).to_vec())).collect())
 }
 
 fn value<'a>(operand: &Operand, leaves: &'a Leaves, slots: &'a [Vec<f64>]) -> &'a [f64] {
@@ -86,8 +94,16 @@ fn leaf<'a>(leaves: &'a mut Leaves, id: TensorId, role: Role, ty: TensorType, la
 }
 
 /// Calls one operator's reference.
-pub fn call(op: &Op, types: &[TensorType], operands: Vec<&[f64]>, updated: &mut [Vec<f64>], output: &mut [f64], batch: usize) {
+pub fn call(
+    op: &Op,
+    types: &[TensorType],
+    operands: Vec<&[f64]>,
+    updated: &mut [Vec<f64>],
+    output: &mut [f64],
+    extra: &mut [Vec<f64>],
+    batch: usize,
+) {
     let inputs = types.iter().zip(operands).map(|(ty, data)| View { extents: ty.shape.extents(batch), data }).collect();
-    let updated = updated.iter_mut().map(Vec::as_mut_slice).collect();
-    op.rules().reference(&mut Reference { batch, inputs, updated, output });
+    let [updated, extra] = [updated, extra].map(|all| all.iter_mut().map(Vec::as_mut_slice).collect());
+    op.rules().reference(&mut Reference { batch, inputs, updated, output, extra });
 }

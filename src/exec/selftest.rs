@@ -41,8 +41,8 @@ pub struct Verdict {
 }
 
 /// Runs every distinct step (operator, operand types, constants) of `plans` alone, at `batch` images, on an executor of its
-/// own from `make`, and compares all that it writes with [`Rules::reference`](crate::ops::Rules::reference). The result is
-/// in the order of the plans.
+/// own from `make`, with the kernel which that one picks, and compares all that it writes with
+/// [`Rules::reference`](crate::ops::Rules::reference). The result is in the order of the plans.
 ///
 /// Memory is that of one step at a time. A fixed operand has its full extent, so a plan that reads a whole data set from
 /// the device is to be tested in a version built over a small one: same kernels, fewer images in that one leaf.
@@ -68,11 +68,12 @@ pub fn selftest(make: &mut dyn FnMut() -> Result<Box<dyn Executor>>, plans: &[&P
 fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> {
     let types = step.input_types();
     let operands: Vec<String> = types.iter().map(TensorType::to_string).collect();
-    let result = step.output.map_or("in place".to_owned(), |output| output.ty.to_string());
+    let results: Vec<String> = step.outputs().map(|output| output.ty.to_string()).collect();
+    let result = if results.is_empty() { "in place".to_owned() } else { results.join(" · ") };
     let shapes = format!("{} -> {result}", operands.join(" · "));
-    let kernel = step.launch.kernel.name.to_owned();
+    let kernel = exec.pick(step).kernel.name.to_owned();
 
-    let elements: usize = types.iter().chain(step.output.as_ref().map(|output| &output.ty)).map(|ty| ty.shape.len(batch)).sum();
+    let elements: usize = types.iter().copied().chain(step.outputs().map(|output| output.ty)).map(|ty| ty.shape.len(batch)).sum();
     if elements > MAX_ELEMENTS {
         let expected = format!("at most {MAX_ELEMENTS}: test a plan built over a smaller data set, or a smaller batch");
         return Err(Error::invalid(format!("elements of {} in the self-test, {shapes}", step.title()), elements, expected));
@@ -117,7 +118,8 @@ fn compute(exec: &mut dyn Executor, op: &Op, types: &[TensorType], batch: usize)
     };
     let leaves: Vec<TensorId> = types.iter().enumerate().map(leaf).collect();
     let root = graph.apply(op.clone(), &leaves)?;
-    let plan = Arc::new(Plan::new(&graph, &[root], capacity)?);
+    let outputs: Vec<TensorId> = std::iter::once(root).chain(graph.extra_outputs(root)).collect();
+    let plan = Arc::new(Plan::new(&graph, &outputs, capacity)?);
 
     let values: Vec<Vec<f64>> = (0..types.len()).map(|i| sample(types[i], rules.domain(i, types), batch, 77 + i as u64)).collect();
     let id = exec.load(plan.clone())?;
@@ -135,13 +137,15 @@ fn compute(exec: &mut dyn Executor, op: &Op, types: &[TensorType], batch: usize)
         let want = judged.remove(&leaves[i]).unwrap_or_default();
         results.push(Written { what: format!("operand {i}"), got, want, spilled: false });
     }
-    if let Some(want) = wanted.remove(&root) {
-        let ty = graph.ty(root);
-        let bytes = exec.read(id, root, capacity)?;
+    for (i, output) in outputs.into_iter().enumerate() {
+        let Some(want) = wanted.remove(&output) else { continue };
+        let ty = graph.ty(output);
+        let bytes = exec.read(id, output, capacity)?;
         let (got, beyond) = bytes.split_at((ty.shape.len(batch) * ty.dtype.size()).min(bytes.len()));
         // Bytes share a word with the batch's last ones, so they are not judged.
         let spilled = ty.dtype != DType::U8 && beyond.chunks_exact(4).any(|word| word != POISON.to_ne_bytes());
-        results.push(Written { what: "output".to_owned(), got: from_bytes(got, ty.dtype), want, spilled });
+        let what = if i == 0 { "output".to_owned() } else { format!("extra output {}", i - 1) };
+        results.push(Written { what, got: from_bytes(got, ty.dtype), want, spilled });
     }
     Ok(results)
 }

@@ -5,9 +5,11 @@
 
 pub(crate) mod adam;
 pub(crate) mod conv2d;
+pub(crate) mod conv2d_relu_pool;
 pub(crate) mod elementwise;
 pub(crate) mod gather;
 pub(crate) mod gemm;
+pub(crate) mod patches;
 pub(crate) mod pool;
 pub(crate) mod reduce;
 pub(crate) mod softmax;

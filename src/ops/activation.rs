@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cpu, LANES, Launch, Reference, Rules, Workgroups, kernel, len_constants};
+use super::{Cpu, LANES, Launch, Reference, Rules, Variant, Workgroups, kernel, len_constants};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -181,6 +181,10 @@ impl Rules for Activation {
         Launch { kernel: kernel!("activation"), constants, workgroups: Workgroups::over(output, LANES) }
     }
 
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        Variant::in_fours(kernel!("activation_quads"), self.launch(inputs, output), output.shape.inner_len())
+    }
+
     fn domain(&self, _input: usize, _inputs: &[TensorType]) -> (f64, f64) {
         (-4.0, 4.0)
     }
@@ -219,6 +223,10 @@ impl Rules for ActivationGrad {
         let mut constants = len_constants(output);
         constants.extend(self.function.constants());
         Launch { kernel: kernel!("activation_grad"), constants, workgroups: Workgroups::over(output, LANES) }
+    }
+
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        Variant::in_fours(kernel!("activation_grad_quads"), self.launch(inputs, output), output.shape.inner_len())
     }
 
     fn domain(&self, _input: usize, _inputs: &[TensorType]) -> (f64, f64) {

@@ -192,6 +192,11 @@ impl Rules for Adam {
             _ => (-1.0, 1.0),
         }
     }
+
+    // Three for m, four for v, five for the step.
+    fn flops(&self, inputs: &[TensorType], _batch: usize) -> u64 {
+        12 * inputs[0].shape.inner_len() as u64
+    }
 }
 
 impl Rules for Tick {
@@ -342,6 +347,15 @@ impl Rules for Record {
     // The step after the last is drawn too: it must write nothing.
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
         if input == 2 { (0.0, inputs[3].shape.inner()[0] as f64) } else { (-1.0, 1.0) }
+    }
+
+    fn flops(&self, _inputs: &[TensorType], _batch: usize) -> u64 {
+        0
+    }
+
+    // Loss, count and clock, and one row of the log.
+    fn bytes_moved(&self, _inputs: &[TensorType], _batch: usize) -> u64 {
+        24
     }
 }
 

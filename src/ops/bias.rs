@@ -1,6 +1,6 @@
 //! Addition of one number a channel.
 
-use super::{Cpu, LANES, Launch, Reference, Rules, Workgroups, kernel, len_constants};
+use super::{Cpu, LANES, Launch, Reference, Rules, Variant, Workgroups, kernel, len_constants};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -59,5 +59,9 @@ impl Rules for BiasAdd {
         let mut constants = len_constants(output);
         constants.push(("CHANNELS", inputs[1].shape.last() as f64));
         Launch { kernel: kernel!("bias_add"), constants, workgroups: Workgroups::over(output, LANES) }
+    }
+
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        Variant::in_fours(kernel!("bias_add_quads"), self.launch(inputs, output), inputs[1].shape.last())
     }
 }

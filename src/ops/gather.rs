@@ -235,6 +235,11 @@ impl Rules for GatherImages {
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
         if input < SHARDS { (0.0, 255.0) } else { place_domain(input == 5, self.images, inputs[4]) }
     }
+
+    // Of the data set no more than the batch: its bytes, its places in the order, and the clock; and floats written.
+    fn bytes_moved(&self, _inputs: &[TensorType], batch: usize) -> u64 {
+        (batch * (5 * self.bytes() + 4) + 8) as u64
+    }
 }
 
 impl Rules for GatherLabels {
@@ -284,6 +289,11 @@ impl Rules for GatherLabels {
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
         if input == 0 { (0.0, 9.0) } else { place_domain(input == 2, inputs[0].shape.last(), inputs[1]) }
+    }
+
+    // Of the data set no more than the batch: labels and places read, labels written, and the clock.
+    fn bytes_moved(&self, _inputs: &[TensorType], batch: usize) -> u64 {
+        (12 * batch + 8) as u64
     }
 }
 

@@ -126,6 +126,11 @@ impl Rules for SoftmaxCrossEntropy {
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         inputs[0].shape.last() + batch
     }
+
+    // Maximum, difference, exp, sum.
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        4 * inputs[0].shape.len(batch) as u64
+    }
 }
 
 impl Rules for SoftmaxCrossEntropyGrad {
@@ -179,6 +184,11 @@ impl Rules for SoftmaxCrossEntropyGrad {
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         inputs[0].shape.last()
     }
+
+    // Those of softmax, a difference, a product.
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        7 * inputs[0].shape.len(batch) as u64
+    }
 }
 
 impl Rules for Accuracy {
@@ -222,6 +232,11 @@ impl Rules for Accuracy {
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
         domain(input, inputs)
+    }
+
+    // One comparison a logit.
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        inputs[0].shape.len(batch) as u64
     }
 }
 

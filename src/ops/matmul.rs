@@ -1,6 +1,6 @@
 //! Matrix product. The flags let the backward pass read a factor transposed instead of copying it.
 
-use super::{Cpu, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::{self, gemm::Matrix};
@@ -8,6 +8,9 @@ use crate::shape::{DType, Shape, TensorType};
 
 /// Edge of the tile of C that one workgroup computes; `TILE` in the kernels.
 pub(crate) const TILE: usize = 64;
+
+/// Edge of the tile that one invocation of `matmul_registers` computes, and its invocations; `TILE` and `LANES` in it.
+const REGISTERS: [usize; 2] = [16, 8];
 
 /// `C = op(A) · op(B)` of operands A and B, where `op` transposes if asked. M or K may be the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -46,6 +49,24 @@ impl Matmul {
     fn sizes(&self, inputs: &[TensorType], batch: usize) -> [usize; 3] {
         let [(m, k), (_, n)] = self.extents(inputs).expect("shapes were checked when the graph was built");
         [m, n, k].map(|extent| extent.unwrap_or(batch))
+    }
+}
+
+impl Matmul {
+    /// The launch of a kernel whose workgroup takes so many rows and columns of C.
+    fn tiled(&self, inputs: &[TensorType], kernel: Kernel, [rows, columns]: [usize; 2]) -> Launch {
+        let [(m, k), (_, n)] = self.extents(inputs).expect("shapes were checked when the graph was built");
+        let n = n.expect("the batch is no extent of N");
+        let constants = vec![
+            ("M", m.unwrap_or(0) as f64),
+            ("N", n as f64),
+            ("K", k.unwrap_or(0) as f64),
+            ("TRANSPOSE_A", f64::from(self.transpose_a)),
+            ("TRANSPOSE_B", f64::from(self.transpose_b)),
+        ];
+        let per_image = usize::from(m.is_none());
+        let workgroups = Workgroups { fixed: m.unwrap_or(0), per_image, tile: rows, times: n.div_ceil(columns) };
+        Launch { kernel, constants, workgroups }
     }
 }
 
@@ -116,21 +137,22 @@ impl Rules for Matmul {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        let [(m, k), (_, n)] = self.extents(inputs).expect("shapes were checked when the graph was built");
-        let n = n.expect("the batch is no extent of N");
-        let constants = vec![
-            ("M", m.unwrap_or(0) as f64),
-            ("N", n as f64),
-            ("K", k.unwrap_or(0) as f64),
-            ("TRANSPOSE_A", f64::from(self.transpose_a)),
-            ("TRANSPOSE_B", f64::from(self.transpose_b)),
-        ];
-        let per_image = usize::from(m.is_none());
-        let workgroups = Workgroups { fixed: m.unwrap_or(0), per_image, tile: TILE, times: n.div_ceil(TILE) };
-        Launch { kernel: kernel!("matmul"), constants, workgroups }
+        self.tiled(inputs, kernel!("matmul"), [TILE, TILE])
+    }
+
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        let [tile, lanes] = REGISTERS;
+        if ![inputs[0], inputs[1], output].iter().all(|ty| ty.shape.last().is_multiple_of(4)) {
+            return Vec::new(); // it loads and stores in fours
+        }
+        Variant::registers(self.tiled(inputs, kernel!("matmul_registers"), [tile * lanes, tile]))
     }
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         self.sizes(inputs, batch)[2]
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.sizes(inputs, batch).iter().map(|&extent| extent as u64).product::<u64>()
     }
 }

@@ -12,6 +12,7 @@ pub mod bias;
 #[cfg(test)]
 mod checks;
 pub mod conv2d;
+pub mod fma;
 pub mod gather;
 pub mod loss;
 pub mod matmul;
@@ -25,6 +26,7 @@ pub mod window;
 use std::fmt;
 
 pub use operators::*;
+use serde::Serialize;
 
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
@@ -90,7 +92,7 @@ macro_rules! kernel {
 }
 pub(crate) use kernel;
 
-/// One dispatch to be. Bindings follow the operands: inputs from 0, the output last, all in group 0; an operand named by
+/// One dispatch to be. Bindings follow the operands: inputs from 0, the output and the extra ones last, all in group 0; an operand named by
 /// [`Rules::updates`] is bound `read_write`, every other input `read`.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -100,6 +102,52 @@ pub struct Launch {
     pub constants: Vec<(&'static str, f64)>,
     /// How many workgroups.
     pub workgroups: Workgroups,
+}
+
+/// What a kernel's speed rests on, by which an executor picks among those of one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Style {
+    /// Whatever a GPU is good at, workgroup memory and barriers among it. Every operator has a kernel of this style.
+    #[default]
+    Portable,
+    /// Registers alone: much work and wide loads for one invocation, no workgroup memory and no barriers. For software adapters,
+    /// which are slow at each load and at every barrier.
+    Registers,
+}
+
+impl fmt::Display for Style {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Registers => "registers",
+        })
+    }
+}
+
+/// Another way to compute what [`Rules::launch`] does: same operands, same result within the same tolerance.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// What it is good for.
+    pub style: Style,
+    /// The dispatch.
+    pub launch: Launch,
+}
+
+impl Variant {
+    /// A launch of registers alone, for an operator that has none other.
+    pub(crate) fn registers(launch: Launch) -> Vec<Self> {
+        vec![Self { style: Style::Registers, launch }]
+    }
+
+    /// A kernel that takes four neighbouring elements where that of `one` takes one, if `len` elements come in fours.
+    pub(crate) fn in_fours(kernel: Kernel, one: Launch, len: usize) -> Vec<Self> {
+        if !len.is_multiple_of(4) {
+            return Vec::new();
+        }
+        let workgroups = Workgroups { tile: 4 * one.workgroups.tile, ..one.workgroups };
+        Self::registers(Launch { kernel, workgroups, ..one })
+    }
 }
 
 /// An operand as the reference sees it: f64, row-major, whatever the element type.
@@ -122,6 +170,8 @@ pub struct Reference<'a> {
     pub updated: Vec<&'a mut [f64]>,
     /// The output, poisoned with NaN: every element is to be written. Empty for an operator that updates.
     pub output: &'a mut [f64],
+    /// The outputs that [`Rules::extra_outputs`] names, in its order, poisoned likewise.
+    pub extra: Vec<&'a mut [f64]>,
 }
 
 /// An operand of a CPU kernel: words in memory, read as its element type.
@@ -183,6 +233,8 @@ pub struct Cpu<'a> {
     pub updated: Vec<&'a mut [f32]>,
     /// The output's words (bits of `u32` where that is its type). Empty for an operator that updates.
     pub output: &'a mut [f32],
+    /// The words of the outputs that [`Rules::extra_outputs`] names, in its order.
+    pub extra: Vec<&'a mut [f32]>,
     /// Scratch memory that keeps its size from step to step.
     pub scratch: &'a mut Vec<f32>,
 }
@@ -195,16 +247,22 @@ impl Cpu<'_> {
         let operands: Vec<Vec<f64>> = self.inputs.iter().map(CpuView::to_f64).collect();
         let inputs = operands.iter().zip(types).map(|(data, ty)| View { extents: ty.shape.extents(self.batch), data }).collect();
         let mut result = vec![f64::NAN; if self.output.is_empty() { 0 } else { output.shape.len(self.batch) }];
+        let extra_types = rules.extra_outputs(types);
+        let mut extra: Vec<Vec<f64>> = extra_types.iter().map(|ty| vec![f64::NAN; ty.shape.len(self.batch)]).collect();
         rules.reference(&mut Reference {
             batch: self.batch,
             inputs,
             updated: updated.iter_mut().map(Vec::as_mut_slice).collect(),
             output: &mut result,
+            extra: extra.iter_mut().map(Vec::as_mut_slice).collect(),
         });
         for ((&i, words), values) in rules.updates().iter().zip(&mut self.updated).zip(&updated) {
             store(words, values, types[i].dtype);
         }
         store(self.output, &result, output.dtype);
+        for ((words, values), ty) in self.extra.iter_mut().zip(&extra).zip(extra_types) {
+            store(words, values, ty.dtype);
+        }
     }
 }
 
@@ -237,6 +295,12 @@ pub trait Rules: fmt::Debug + Send + Sync {
     /// first it updates.
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType>;
 
+    /// Types of what the operator writes beside its output, for operands that [`infer`](Self::infer) has accepted. The graph
+    /// has a node for each ([`Graph::extra_outputs`]).
+    fn extra_outputs(&self, _inputs: &[TensorType]) -> Vec<TensorType> {
+        Vec::new()
+    }
+
     /// Appends to `graph` the gradient of the loss for each input, given that for the output; `None` where there is none
     /// (integers) or it is zero everywhere.
     fn backward(&self, graph: &mut Graph, inputs: &[TensorId], output: TensorId, grad: TensorId) -> Result<Vec<Option<TensorId>>>;
@@ -249,8 +313,13 @@ pub trait Rules: fmt::Debug + Send + Sync {
         false
     }
 
-    /// The WGSL kernel with its constants and workgroups, for operands of these types.
+    /// The WGSL kernel with its constants and workgroups, for operands of these types. It runs on every adapter.
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch;
+
+    /// Other kernels that do the same, as far as these types allow them: executors pick one by the adapter.
+    fn variants(&self, _inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        Vec::new()
+    }
 
     /// Operands that are changed in place. Such an operator has no output: it is an effect.
     fn updates(&self) -> &[usize] {
@@ -275,6 +344,27 @@ pub trait Rules: fmt::Debug + Send + Sync {
     /// How many rounded terms one output element sums at this batch: tolerances grow with its square root.
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         1
+    }
+
+    /// Floating-point operations of the formula at this batch: a multiply and an add are two, anything else, a comparison or an
+    /// `exp`, is one; what padding adds is not counted. For reports: a kernel may do more or fewer. One for each float of the
+    /// output unless the operator says otherwise.
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        match self.infer(inputs) {
+            Ok(output) if output.dtype == DType::F32 => output.shape.len(batch) as u64,
+            _ => 0,
+        }
+    }
+
+    /// Bytes that have to move at this batch: each operand is read once, each result written once. An operator that reads a
+    /// part of an operand says so here.
+    fn bytes_moved(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        let bytes = |ty: &TensorType| ty.bytes(batch) as u64;
+        let written = match self.updates() {
+            [] => self.infer(inputs).as_ref().map_or(0, bytes),
+            updated => updated.iter().map(|&i| bytes(&inputs[i])).sum(),
+        };
+        inputs.iter().chain(&self.extra_outputs(inputs)).map(bytes).sum::<u64>() + written
     }
 }
 

@@ -41,9 +41,10 @@ operators! {
     adam: Adam, Advance, Record, Tick;
     arithmetic: Add, Mul;
     bias: BiasAdd;
+    fma: FmaChains;
     gather: GatherImages, GatherLabels;
     loss: Accuracy, SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad;
-    conv2d: Conv2d, Conv2dInputGrad, Conv2dWeightGrad;
+    conv2d: Conv2d, Conv2dInputGrad, Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad, Conv2dWeightGrad;
     matmul: Matmul;
     pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
     reduce: Broadcast, Sum;

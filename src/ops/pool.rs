@@ -5,7 +5,7 @@
 //! NaN of a window is its maximum and a diverged network shows.
 
 use super::window::{Padding, Window};
-use super::{Cpu, LANES, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, LANES, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -144,6 +144,12 @@ impl Pool {
         self.input[0] * self.input[1] * self.channels
     }
 
+    /// Pixels that all windows of a batch see together, in all channels.
+    fn seen(&self, batch: usize) -> u64 {
+        let taps = |axis: usize| (0..self.output[axis]).map(|o| self.taps(axis, o).count() as u64).sum::<u64>();
+        taps(0) * taps(1) * (self.channels * batch) as u64
+    }
+
     /// Calls `visit(output element, its pixels' elements in row-major order)` for every window and channel of the batch.
     fn windows(&self, batch: usize, mut visit: impl FnMut(usize, &[usize])) {
         let mut pixels = Vec::new();
@@ -162,6 +168,22 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// The maximum's gradient window by window, for windows that neither overlap nor have holes. It goes over all pixels from
+    /// one window to the next, so only for small strides.
+    fn grad_by_window(&self, output: TensorType) -> Vec<Variant> {
+        let Window { kernel, stride, dilation, .. } = self.window;
+        let apart = [0, 1].iter().all(|&i| dilation[i] == 1 && kernel[i] <= stride[i] && stride[i] <= 8);
+        if !apart || !self.channels.is_multiple_of(4) {
+            return Vec::new();
+        }
+        let [rows, columns] = [0, 1].map(|i| (self.input[i] + self.pads[i]).div_ceil(stride[i]));
+        let mut launch = self.launch(kernel!("max_pool2d_grad_registers"), output);
+        launch.constants.retain(|(name, _)| !matches!(*name, "DY" | "DX"));
+        launch.constants.extend([("CELLS_H", rows as f64), ("CELLS_W", columns as f64)]);
+        launch.workgroups = Workgroups { fixed: 0, per_image: rows * columns * self.channels / 4, tile: 64, times: 1 };
+        Variant::registers(launch)
     }
 
     fn launch(&self, kernel: super::Kernel, output: TensorType) -> Launch {
@@ -227,6 +249,10 @@ impl Rules for MaxPool2d {
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
         Pool::of(self.window, inputs[0]).launch(kernel!("max_pool2d"), output)
     }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        Pool::of(self.window, inputs[0]).seen(batch)
+    }
 }
 
 impl Rules for MaxPool2dGrad {
@@ -269,8 +295,16 @@ impl Rules for MaxPool2dGrad {
         Pool::of(self.window, inputs[0]).launch(kernel!("max_pool2d_grad"), output)
     }
 
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        Pool::of(self.window, inputs[0]).grad_by_window(output)
+    }
+
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         overlap(self.window)
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        Pool::of(self.window, inputs[0]).seen(batch)
     }
 }
 
@@ -310,6 +344,10 @@ impl Rules for AvgPool2d {
 
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         self.window.kernel.iter().product()
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        Pool::of(self.window, inputs[0]).seen(batch)
     }
 }
 
@@ -367,6 +405,10 @@ impl Rules for AvgPool2dGrad {
 
     fn terms(&self, _inputs: &[TensorType], _batch: usize) -> usize {
         overlap(self.window)
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        self.pool(inputs[0]).map_or(0, |pool| pool.seen(batch))
     }
 }
 

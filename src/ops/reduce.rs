@@ -1,6 +1,6 @@
 //! Sums over axes, and their mirror image, repetition along axes.
 
-use super::{Cpu, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -120,9 +120,25 @@ impl Rules for Sum {
         Launch { kernel: kernel!("sum"), constants, workgroups: Workgroups::over(output, outputs) }
     }
 
+    // Over leading axes, four neighbours an invocation: where there are so many that they keep an adapter busy.
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let x = inputs[0].shape;
+        let [(terms, true), (columns, false)] = self.groups(x)[..] else { return Vec::new() };
+        if !columns.is_multiple_of(4) || columns < 256 {
+            return Vec::new();
+        }
+        let constants = vec![("TERMS", terms as f64), ("COLUMNS", columns as f64), ("BATCHED", f64::from(x.is_batched()))];
+        let workgroups = Workgroups { fixed: columns / 4, per_image: 0, tile: 64, times: 1 };
+        Variant::registers(Launch { kernel: kernel!("sum_registers"), constants, workgroups })
+    }
+
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         let extents = inputs[0].shape.extents(batch);
         extents.iter().enumerate().filter(|(axis, _)| self.axes.contains(*axis)).map(|(_, extent)| extent).product()
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        inputs[0].shape.len(batch) as u64
     }
 }
 
@@ -190,6 +206,10 @@ impl Rules for Broadcast {
             ("BATCHED", f64::from(self.shape.is_batched())),
         ];
         Launch { kernel: kernel!("broadcast"), constants, workgroups: Workgroups::over(output, super::LANES) }
+    }
+
+    fn flops(&self, _inputs: &[TensorType], _batch: usize) -> u64 {
+        0
     }
 }
 

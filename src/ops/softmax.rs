@@ -97,6 +97,11 @@ impl Rules for Softmax {
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         inputs[0].shape.last()
     }
+
+    // Maximum, difference, exp, sum, quotient.
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        5 * inputs[0].shape.len(batch) as u64
+    }
 }
 
 impl Rules for SoftmaxGrad {
@@ -142,6 +147,11 @@ impl Rules for SoftmaxGrad {
 
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         inputs[0].shape.last()
+    }
+
+    // Product, sum, difference, product.
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        4 * inputs[0].shape.len(batch) as u64
     }
 }
 

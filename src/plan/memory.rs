@@ -19,7 +19,7 @@ pub(super) fn place(graph: &Graph, roots: &[TensorId], needed: &[bool], capacity
     let memory = owners(graph);
     let mut last_use: Vec<usize> = vec![0; memory.len()]; // of each owner, by node index
     for (id, node) in graph.nodes().filter(|(id, _)| needed[id.index()]) {
-        for tensor in node.inputs.iter().chain([&id]) {
+        for tensor in node.inputs.iter().chain([&id]).filter(|_| !matches!(node.role, Role::Extra(_))) {
             last_use[memory[tensor.index()].index()] = id.index();
         }
     }
@@ -34,9 +34,11 @@ pub(super) fn place(graph: &Graph, roots: &[TensorId], needed: &[bool], capacity
         let owner = memory[id.index()];
         let place = match node.role {
             Role::Effect => continue,
-            Role::Value if owner == id => {
+            Role::Value | Role::Extra(_) if owner == id => {
                 let bytes = node.ty.bytes(capacity);
-                let free = (0..slots.len()).filter(|&slot| busy_until[slot] < id.index());
+                // An extra output is born with the node before it, so it may not lie where that one's operands lie.
+                let born = if matches!(node.role, Role::Extra(_)) { node.inputs[0].index() } else { id.index() };
+                let free = (0..slots.len()).filter(|&slot| busy_until[slot] < born);
                 let slot = free.min_by_key(|&slot| fit(slots[slot].bytes, bytes)).unwrap_or_else(|| {
                     slots.push(Slot { bytes: 0, tensors: Vec::new() });
                     busy_until.push(0);
@@ -44,10 +46,10 @@ pub(super) fn place(graph: &Graph, roots: &[TensorId], needed: &[bool], capacity
                 });
                 slots[slot].bytes = slots[slot].bytes.max(bytes);
                 slots[slot].tensors.push(id);
-                busy_until[slot] = last_use[id.index()];
+                busy_until[slot] = last_use[id.index()].max(id.index());
                 Place::Slot(slot)
             }
-            Role::Value => operands[owner.index()].expect("a view's input comes before it").place,
+            Role::Value | Role::Extra(_) => operands[owner.index()].expect("a view's input comes before it").place,
             _ => Place::Leaf(id),
         };
         operands[id.index()] = Some(Operand { tensor: id, place, ty: node.ty });

@@ -3,6 +3,7 @@
 //! A plan is data. It can be printed, checked and run by any executor, and running it decides nothing. Dead nodes are left
 //! out, so one graph can hold training, evaluation and prediction, and each gets a plan of its own by naming its roots.
 
+mod fuse;
 mod memory;
 mod verify;
 
@@ -10,7 +11,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Role, TensorId};
-use crate::ops::{Launch, Op};
+use crate::ops::{Launch, Op, Style, Variant};
 use crate::shape::TensorType;
 
 /// Where a tensor's bytes are.
@@ -46,14 +47,38 @@ pub struct Step {
     pub inputs: Vec<Operand>,
     /// The result; an effect has none.
     pub output: Option<Operand>,
-    /// The kernel with its constants and workgroups.
+    /// What the operator writes beside it, in order.
+    pub extra: Vec<Operand>,
+    /// The portable kernel with its constants and workgroups.
     pub launch: Launch,
+    /// Other kernels that do the same; an executor picks one ([`Step::launch_of`]).
+    pub variants: Vec<Variant>,
 }
 
 impl Step {
     /// Types of the operands.
     pub fn input_types(&self) -> Vec<TensorType> {
         self.inputs.iter().map(|operand| operand.ty).collect()
+    }
+
+    /// All that is written: the result and what comes beside it.
+    pub fn outputs(&self) -> impl Iterator<Item = Operand> + '_ {
+        self.output.into_iter().chain(self.extra.iter().copied())
+    }
+
+    /// Floating-point operations of a run of this batch, see [`Rules::flops`](crate::ops::Rules::flops).
+    pub fn flops(&self, batch: usize) -> u64 {
+        self.op.rules().flops(&self.input_types(), batch)
+    }
+
+    /// Bytes that a run of this batch has to move, see [`Rules::bytes_moved`](crate::ops::Rules::bytes_moved).
+    pub fn bytes_moved(&self, batch: usize) -> u64 {
+        self.op.rules().bytes_moved(&self.input_types(), batch)
+    }
+
+    /// The launch of this style if the step has one, else the portable one.
+    pub fn launch_of(&self, style: Style) -> &Launch {
+        self.variants.iter().find(|variant| variant.style == style).map_or(&self.launch, |variant| &variant.launch)
     }
 
     /// `label: operator`, for messages.
@@ -111,6 +136,9 @@ impl Plan {
 
         let (mut steps, mut leaves) = (Vec::new(), Vec::new());
         for (id, node) in graph.nodes().filter(|(id, _)| needed[id.index()]) {
+            if matches!(node.role, Role::Extra(_)) {
+                continue;
+            }
             let Some(op) = &node.op else {
                 leaves.push(Leaf { tensor: id, role: node.role, ty: node.ty, label: node.label.clone() });
                 continue;
@@ -121,12 +149,47 @@ impl Plan {
             let inputs: Vec<Operand> = node.inputs.iter().map(|&input| operand(input)).collect();
             let types: Vec<TensorType> = inputs.iter().map(|input| input.ty).collect();
             let launch = op.rules().launch(&types, node.ty);
+            let variants = op.rules().variants(&types, node.ty);
             let output = (node.role != Role::Effect).then(|| operand(id));
-            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, launch });
+            let extra = graph.extra_outputs(id).into_iter().map(operand).collect();
+            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, extra, launch, variants });
         }
         let plan = Self { capacity, steps, slots: placed.slots, leaves, roots: roots.to_vec(), places: placed.operands };
         plan.verify().map_err(|problem| Error::invalid("a plan", problem, "operators that do not read what they update"))?;
         Ok(plan)
+    }
+
+    /// The same, with chains of operators that a kernel can do in one go put together first (see `plan/fuse.rs`): fewer steps, and
+    /// intermediate values that are never stored. The result agrees with that of [`new`](Self::new) within rounding.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn fused(graph: &Graph, roots: &[TensorId], capacity: usize) -> Result<Self> {
+        if roots.is_empty() {
+            return Self::new(graph, roots, capacity);
+        }
+        let mut fused = graph.clone();
+        let needed = needed(graph, roots);
+        let now = fuse::fuse(&mut fused, roots, &needed)?;
+        let mut plan = Self::new(&fused, &roots.iter().map(|root| now[root]).collect::<Vec<_>>(), capacity)?;
+        // Roots are known to the caller by what they were called before.
+        for &root in roots {
+            plan.places[root.index()] = plan.places[now[&root].index()];
+        }
+        plan.roots = roots.to_vec();
+        Ok(plan)
+    }
+
+    /// The plan for executors that prefer kernels of this style: fused, but where registers are all that is fast. There a
+    /// gradient that finds its pooling's places as it goes loads three numbers where one would do, and loads are what costs.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn for_style(style: Style, graph: &Graph, roots: &[TensorId], capacity: usize) -> Result<Self> {
+        match style {
+            Style::Portable => Self::fused(graph, roots, capacity),
+            Style::Registers => Self::new(graph, roots, capacity),
+        }
     }
 
     /// The most images a run may have.
@@ -181,24 +244,33 @@ fn needed(graph: &Graph, roots: &[TensorId]) -> Vec<bool> {
     for (id, node) in graph.nodes().rev() {
         if needed[id.index()] {
             node.inputs.iter().for_each(|input| needed[input.index()] = true);
+            graph.extra_outputs(id).iter().for_each(|extra| needed[extra.index()] = true);
         }
     }
     needed
 }
 
-/// The dispatch list: kernel, shapes, workgroups at capacity, slots and bytes.
+/// The dispatch list: kernel, shapes, workgroups at capacity, slots and bytes. A step's portable kernel comes first, and below
+/// it the others that an executor may pick in its place.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = |operand: &Operand| match operand.place {
             Place::Leaf(_) => format!("{}", operand.ty),
             Place::Slot(slot) => format!("{}@{slot}", operand.ty),
         };
-        writeln!(f, "{:>3}  {:<20} {:<22} {:>10}  operands -> result, `@` and the slot", "#", "layer", "kernel", "workgroups")?;
+        let kernels = self.steps.iter().flat_map(|step| std::iter::once(&step.launch).chain(step.variants.iter().map(|v| &v.launch)));
+        let wide = kernels.map(|launch| launch.kernel.name.len()).max().unwrap_or(0);
+        writeln!(f, "{:>3}  {:<20} {:<wide$} {:>10}  operands -> result, `@` and the slot", "#", "layer", "kernel", "workgroups")?;
         for (i, step) in self.steps.iter().enumerate() {
             let operands: Vec<String> = step.inputs.iter().map(place).collect();
-            let result = step.output.as_ref().map_or("(in place)".to_owned(), place);
+            let results: Vec<String> = step.outputs().map(|operand| place(&operand)).collect();
+            let result = if results.is_empty() { "(in place)".to_owned() } else { results.join(" · ") };
             let count = step.launch.workgroups.count(self.capacity);
-            writeln!(f, "{i:>3}  {:<20} {:<22} {count:>10}  {} -> {result}", step.label, step.launch.kernel.name, operands.join(" · "))?;
+            writeln!(f, "{i:>3}  {:<20} {:<wide$} {count:>10}  {} -> {result}", step.label, step.launch.kernel.name, operands.join(" · "))?;
+            for Variant { style, launch } in &step.variants {
+                let count = launch.workgroups.count(self.capacity);
+                writeln!(f, "     {:<20} {:<wide$} {count:>10}", format!("or {style}"), launch.kernel.name)?;
+            }
         }
         writeln!(f, "\n{:>4}  {:>12}  values", "slot", "bytes")?;
         for (i, slot) in self.slots.iter().enumerate() {

@@ -32,24 +32,29 @@ impl Plan {
                 }
                 updates.push((step.inputs[updated].tensor, step.node));
             }
-            let Some(output) = step.output else { continue };
-            let Place::Slot(slot) = output.place else {
-                return Err(format!("{} writes a leaf", step.title()));
-            };
-            if step.inputs.iter().any(|input| input.place == output.place) {
-                return Err(format!("{} reads and writes slot {slot}", step.title()));
+            for (i, output) in step.outputs().enumerate() {
+                let Place::Slot(slot) = output.place else {
+                    return Err(format!("{} writes a leaf", step.title()));
+                };
+                if step.inputs.iter().any(|input| input.place == output.place) {
+                    return Err(format!("{} reads and writes slot {slot}", step.title()));
+                }
+                if step.outputs().take(i).any(|other| other.place == output.place) {
+                    return Err(format!("{} writes slot {slot} twice", step.title()));
+                }
+                if output.ty.bytes(self.capacity) > self.slots[slot].bytes {
+                    return Err(format!("{} does not fit slot {slot}", step.title()));
+                }
+                holds[slot] = Some(output.tensor);
             }
-            if output.ty.bytes(self.capacity) > self.slots[slot].bytes {
-                return Err(format!("{} does not fit slot {slot}", step.title()));
-            }
-            holds[slot] = Some(step.node);
         }
         for root in &self.roots {
             if self.places[root.index()].is_some_and(|operand| stale(&operand, &updates)) {
                 return Err(format!("the root node {} is a view of what is updated after it", root.index()));
             }
-            if let Some(Place::Slot(slot)) = self.places[root.index()].map(|operand| operand.place)
-                && holds[slot] != self.owner(*root, slot)
+            if let Some(operand) = self.places[root.index()]
+                && let Place::Slot(slot) = operand.place
+                && holds[slot] != self.owner(operand.tensor, slot)
             {
                 return Err(format!("the root node {} is overwritten", root.index()));
             }

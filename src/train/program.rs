@@ -8,6 +8,7 @@ use crate::autodiff::gradients;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{Model, Network};
+use crate::ops::Style;
 use crate::plan::Plan;
 use crate::shape::{Shape, TensorType};
 
@@ -19,13 +20,14 @@ const SHARDS: usize = 4;
 
 /// The plans of a training step and of an evaluation step over so many training and test images. Needs neither data nor a
 /// device; `max_tensor_bytes` is what one buffer of the device can have
-/// ([`Executor::max_tensor_bytes`](crate::exec::Executor::max_tensor_bytes)): a larger data set is cut into several.
+/// ([`Executor::max_tensor_bytes`](crate::exec::Executor::max_tensor_bytes)): a larger data set is cut into several. `style` is that of the kernels it
+/// prefers ([`Executor::style`](crate::exec::Executor::style)).
 ///
 /// # Errors
 /// A model that does not fit together, no images, or more than the device's buffers can hold.
-pub fn training_plans(model: &Model, images: [usize; 2], config: &TrainConfig, max_tensor_bytes: u64) -> Result<[Plan; 2]> {
+pub fn training_plans(model: &Model, images: [usize; 2], config: &TrainConfig, max_tensor_bytes: u64, style: Style) -> Result<[Plan; 2]> {
     config.check()?;
-    Ok(Program::new(model, images, config, max_tensor_bytes)?.plans)
+    Ok(Program::new(model, images, config, max_tensor_bytes, style)?.plans)
 }
 
 /// A graph with everything in it that a session writes and reads, training before evaluation.
@@ -53,7 +55,7 @@ pub(super) struct Split {
 
 impl Program {
     /// Builds the graph and plans it.
-    pub(super) fn new(model: &Model, images: [usize; 2], config: &TrainConfig, largest: u64) -> Result<Self> {
+    pub(super) fn new(model: &Model, images: [usize; 2], config: &TrainConfig, largest: u64, style: Style) -> Result<Self> {
         let mut graph = Graph::new();
         let network = model.build(&mut graph)?;
         let adam = config.adam;
@@ -80,7 +82,7 @@ impl Program {
         graph.scope("clock");
         roots.push(graph.tick(adam.tick(), rate, train_split.clock)?);
         // No step has more images than there are, and memory for more would be wasted.
-        let train_plan = Plan::new(&graph, &roots, config.batch.min(images[0]))?;
+        let train_plan = Plan::for_style(style, &graph, &roots, config.batch.min(images[0]))?;
 
         let test_split = split(&mut graph, "test", (model, images[1]), EVALUATION_BATCH, largest)?;
         let logits = network.apply(&mut graph, test_split.images)?;
@@ -90,7 +92,7 @@ impl Program {
         let record = graph.record(loss, correct, test_split.clock, test_split.log)?;
         graph.scope("clock");
         let advance = graph.advance(test_split.clock)?;
-        let test_plan = Plan::new(&graph, &[record, advance], EVALUATION_BATCH.min(images[1]))?;
+        let test_plan = Plan::for_style(style, &graph, &[record, advance], EVALUATION_BATCH.min(images[1]))?;
         let (splits, plans) = ([train_split, test_split], [train_plan, test_plan]);
         Ok(Self { graph, network, moments, rate, splits, plans })
     }

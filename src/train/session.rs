@@ -10,6 +10,8 @@ use super::TrainConfig;
 use super::program::{Program, Split};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::exec::ceiling::Ceiling;
+use crate::exec::profile::RunTimes;
 use crate::exec::{Executor, PlanId, read_f32, read_u32, write_f32, write_u32};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{self, Model, Network};
@@ -73,7 +75,7 @@ impl Session {
                 return Err(Error::invalid(format!("classes of the {what} images"), data.classes.len(), model.classes.len()));
             }
         }
-        let program = Program::new(model, [train.len(), test.len()], &config, exec.max_tensor_bytes())?;
+        let program = Program::new(model, [train.len(), test.len()], &config, exec.max_tensor_bytes(), exec.style())?;
         let Program { graph, network, moments, rate, splits: [train_split, test_split], plans } = program;
         let [train_plan, test_plan] = plans.map(Arc::new);
 
@@ -129,6 +131,32 @@ impl Session {
     /// Runs the training steps `first..last` of the epoch. May return before the device is done.
     pub fn train(&mut self, first: usize, last: usize) -> Result<()> {
         self.exec.run(self.train_plan, &self.train.batches[first..last])
+    }
+
+    /// [`train`](Self::train), timed step by step: the same changes to the bit, and the device is done when this returns.
+    ///
+    /// # Errors
+    /// As [`Executor::profile`].
+    pub fn profile_training(&mut self, first: usize, last: usize) -> Result<Vec<RunTimes>> {
+        self.exec.profile(self.train_plan, &self.train.batches[first..last])
+    }
+
+    /// The first `steps` steps, or all there are, of [`evaluate`](Self::evaluate), timed step by step.
+    ///
+    /// # Errors
+    /// As [`Executor::profile`].
+    pub fn profile_evaluation(&mut self, steps: usize) -> Result<Vec<RunTimes>> {
+        write_u32(self.exec.as_mut(), self.test.clock, &[0, 0])?;
+        let batches = &self.test.batches[..steps.min(self.test.batches.len())];
+        self.exec.profile(self.test_plan, batches)
+    }
+
+    /// What the device can do at most, see [`Executor::ceiling`].
+    ///
+    /// # Errors
+    /// As [`Executor::ceiling`].
+    pub fn ceiling(&self) -> Result<Ceiling> {
+        self.exec.ceiling()
     }
 
     /// Waits for the device.
@@ -216,7 +244,9 @@ impl Session {
     pub(super) fn first_not_finite(&mut self, before: &Snapshot, epoch: usize, step: usize) -> Result<String> {
         self.restore(before, epoch)?;
         self.train(before.clock[0] as usize, step)?;
-        let values: Vec<TensorId> = self.plans[0].steps().iter().filter(|step| step.output.is_some()).map(|step| step.node).collect();
+        // The plan that trains is fused, and has no place for what happens inside its steps.
+        let plain = Plan::new(&self.graph, self.plans[0].roots(), self.config.batch)?;
+        let values: Vec<TensorId> = plain.steps().iter().filter(|step| step.output.is_some()).map(|step| step.node).collect();
         let plan = Arc::new(Plan::new(&self.graph, &values, self.config.batch)?);
         let id = self.exec.load(plan.clone())?;
         if let Some(param) = self.first_not_finite_param()? {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shadernet::error::Result;
 use shadernet::graph::{Graph, TensorId};
-use shadernet::ops::{Cpu, Launch, Op, Reference, Rules};
+use shadernet::ops::{Cpu, Launch, Op, Reference, Rules, Variant};
 use shadernet::shape::TensorType;
 
 /// What a test does to a CPU kernel's output after it has run.
@@ -19,6 +19,8 @@ pub struct Altered {
     pub source: Option<&'static str>,
     /// What is done to the output of the CPU kernel, if anything.
     pub damage: Option<Damage>,
+    /// Whether the operator's kernel of registers is its only one.
+    pub registers: bool,
     /// An operand, and the least and greatest value it takes, if they are not the operator's.
     pub range: Option<(usize, (f64, f64))>,
 }
@@ -26,17 +28,22 @@ pub struct Altered {
 impl Altered {
     /// An operator with this text for its kernel. The text lives to the program's end, as those of kernels do.
     pub fn kernel(op: impl Into<Op>, source: String) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: Some(source.leak()), damage: None, range: None }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: Some(source.leak()), damage: None, registers: false, range: None }))
     }
 
     /// An operator whose CPU kernel's output is spoilt.
     pub fn cpu_output(op: impl Into<Op>, damage: Damage) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: Some(damage), range: None }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: Some(damage), registers: false, range: None }))
+    }
+
+    /// An operator whose kernel of registers is its only one.
+    pub fn registers(op: impl Into<Op>) -> Op {
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, registers: true, range: None }))
     }
 
     /// An operator one of whose operands is drawn from this range.
     pub fn drawn(op: impl Into<Op>, input: usize, range: (f64, f64)) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, range: Some((input, range)) }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, registers: false, range: Some((input, range)) }))
     }
 }
 
@@ -51,6 +58,10 @@ impl Rules for Altered {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
         self.op.rules().infer(inputs)
+    }
+
+    fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
+        self.op.rules().extra_outputs(inputs)
     }
 
     fn backward(&self, graph: &mut Graph, inputs: &[TensorId], output: TensorId, grad: TensorId) -> Result<Vec<Option<TensorId>>> {
@@ -71,9 +82,18 @@ impl Rules for Altered {
     }
 
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
-        let mut launch = self.op.rules().launch(inputs, output);
+        let mut launch = match self.op.rules().variants(inputs, output).into_iter().next().filter(|_| self.registers) {
+            Some(variant) => variant.launch,
+            None if self.registers => panic!("{} has no kernel of registers for {inputs:?}", self.name()),
+            None => self.op.rules().launch(inputs, output),
+        };
         launch.kernel.source = self.source.unwrap_or(launch.kernel.source);
         launch
+    }
+
+    // A kernel of another text has no variants: it is to be the one that runs.
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        if self.source.is_some() || self.registers { Vec::new() } else { self.op.rules().variants(inputs, output) }
     }
 
     fn updates(&self) -> &[usize] {

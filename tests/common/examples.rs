@@ -4,7 +4,7 @@ use shadernet::ops::activation::Function;
 use shadernet::ops::reduce::Axes;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
-use shadernet::shape::{Shape, TensorType};
+use shadernet::shape::{DType, Shape, TensorType};
 
 /// An operator on operands of these types, at this batch.
 #[derive(Clone, Debug)]
@@ -47,9 +47,10 @@ pub const FUNCTIONS: [Function; 5] =
 pub fn examples() -> Vec<Example> {
     let mut all = Vec::new();
     for function in FUNCTIONS {
-        let x = batched(&[7, 9, 5]);
-        all.push(example(Activation { function }, &[x], 3));
-        all.push(example(ActivationGrad { function }, &[x, x], 3));
+        for x in [batched(&[7, 9, 5]), batched(&[7, 9, 4])] {
+            all.push(example(Activation { function }, &[x], 3));
+            all.push(example(ActivationGrad { function }, &[x, x], 3));
+        }
     }
     let adam = Adam::default();
     let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[4]), integers(&[2]), fixed(&[]));
@@ -59,21 +60,32 @@ pub fn examples() -> Vec<Example> {
     all.push(example(Record, &[scalar, scalar, clock, fixed(&[7, 2])], 1));
     all.push(example(Add, &[batched(&[33, 9]); 2], 3));
     all.push(example(Mul, &[fixed(&[300]); 2], 1));
-    all.push(example(BiasAdd, &[batched(&[5, 3, 33]), fixed(&[33])], 3));
+    all.push(example(FmaChains, &[fixed(&[2])], 2));
+    for channels in [33, 36] {
+        all.push(example(BiasAdd, &[batched(&[5, 3, channels]), fixed(&[channels])], 3));
+    }
     for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
         let a = fixed(&if transpose_a { [33, 70] } else { [70, 33] });
         let b = fixed(&if transpose_b { [67, 33] } else { [33, 67] });
         all.push(example(Matmul { transpose_a, transpose_b }, &[a, b], 1));
     }
+    for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
+        let a = fixed(&if transpose_a { [36, 68] } else { [68, 36] });
+        let b = fixed(&if transpose_b { [20, 36] } else { [36, 20] });
+        all.push(example(Matmul { transpose_a, transpose_b }, &[a, b], 1));
+    }
     all.push(example(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], 67));
     all.push(example(Matmul { transpose_a: true, transpose_b: false }, &[batched(&[33]), batched(&[10])], 67));
     convolutions(&mut all);
+    all.extend(relu_pools());
     pools(&mut all);
     for axes in [&[0, 1, 2][..], &[0, 3], &[1, 3], &[3]] {
         let (x, axes) = (batched(&[5, 7, 9]), Axes::new(axes));
         all.push(example(Sum { axes }, &[x], 3));
         all.push(example(Broadcast { shape: x.shape, axes }, &[output(Sum { axes }, &[x])], 3));
     }
+    all.push(example(Sum { axes: Axes::new(&[0]) }, &[batched(&[260])], 67));
+    all.push(example(Sum { axes: Axes::new(&[0]) }, &[fixed(&[7, 13, 20])], 1));
     for columns in [10, 300] {
         let x = batched(&[columns]);
         all.push(example(Softmax, &[x], 3));
@@ -93,7 +105,10 @@ fn convolutions(all: &mut Vec<Example>) {
     let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 0, right: 2 };
     let strided = Conv2d { stride: [2, 1], padding: Padding::Same, ..Conv2d::default() };
     let dilated = Conv2d { stride: [1, 2], padding: asymmetric, dilation: [2, 1], groups: 3 };
-    for (conv, [channels, filters]) in [(Conv2d::default(), [3, 70]), (strided, [17, 33]), (dilated, [6, 9])] {
+    let quads = Conv2d { groups: 2, ..strided };
+    for (conv, [channels, filters]) in
+        [(Conv2d::default(), [3, 70]), (strided, [17, 33]), (dilated, [6, 9]), (quads, [8, 40]), (Conv2d::default(), [3, 32])]
+    {
         let (x, w) = (batched(&[9, 7, channels]), fixed(&[3, 2, channels / conv.groups, filters]));
         let y = output(conv, &[x, w]);
         all.push(example(conv, &[x, w], 3));
@@ -102,6 +117,25 @@ fn convolutions(all: &mut Vec<Example>) {
             all.push(example(Conv2dWeightGrad { conv, kernel: [3, 2], slices }, &[x, y], 3));
         }
     }
+}
+
+/// Convolutions with pooling, and the gradients of each: operators with more than one output.
+pub fn relu_pools() -> Vec<Example> {
+    let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 2, right: 1 };
+    let strided = Conv2d { stride: [2, 1], padding: Padding::Same, ..Conv2d::default() };
+    let dilated = Conv2d { stride: [1, 2], padding: asymmetric, dilation: [2, 1], groups: 1 };
+    let mut all = Vec::new();
+    for (conv, [channels, filters]) in [(Conv2d::default(), [3, 68]), (strided, [17, 36]), (dilated, [6, 4])] {
+        let (x, w, b) = (batched(&[12, 9, channels]), fixed(&[3, 2, channels, filters]), fixed(&[filters]));
+        let y = output(Conv2dReluPool { conv }, &[x, w, b]);
+        let place = TensorType { dtype: DType::U8, ..y };
+        all.push(example(Conv2dReluPool { conv }, &[x, w, b], 3));
+        all.push(example(Conv2dReluPoolInputGrad { conv, input: [12, 9] }, &[y, y, place, w], 3));
+        for slices in [1, 5] {
+            all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[x, y, y, place], 3));
+        }
+    }
+    all
 }
 
 fn pools(all: &mut Vec<Example>) {
@@ -118,4 +152,7 @@ fn pools(all: &mut Vec<Example>) {
         all.push(example(AvgPool2d { window }, &[x], 3));
         all.push(example(AvgPool2dGrad { window, input: [9, 7] }, &[y], 3));
     }
+    let apart = Window { kernel: [2, 2], stride: [2, 3], dilation: [1, 1], padding: asymmetric };
+    let x = batched(&[9, 7, 8]);
+    all.push(example(MaxPool2dGrad { window: apart }, &[x, output(MaxPool2d { window: apart }, &[x])], 3));
 }

@@ -13,7 +13,7 @@ use shadernet::exec::gpu::{Checks, Gpu, GpuExecutor, adapters};
 pub use shadernet::exec::selftest::{TOLERANCE, compare, from_bytes, noise, sample, to_bytes, tolerance};
 use shadernet::exec::{Executor, reference};
 use shadernet::graph::{Graph, Init, TensorId};
-use shadernet::ops::Op;
+use shadernet::ops::{Op, Style};
 use shadernet::plan::Plan;
 use shadernet::shape::{DType, TensorType};
 
@@ -38,10 +38,26 @@ pub fn shared_gpus() -> &'static [Gpu] {
     GPUS.get_or_init(|| [Checks::Off, Checks::On].into_iter().filter_map(gpu).collect())
 }
 
-/// Both kinds of executor: the CPU's, and the GPU's with guard bands, its kernels checked and unchecked.
+/// Both kinds of executor: the CPU's, and the GPU's with guard bands, unchecked with the kernels that suit the adapter, and
+/// checked with the portable ones.
 pub fn executors() -> Vec<Box<dyn Guarded>> {
     let mut all: Vec<Box<dyn Guarded>> = vec![Box::new(CpuExecutor::new(Some(2)).unwrap())];
-    all.extend(shared_gpus().iter().map(|gpu| Box::new(GpuExecutor::with_guards(gpu.clone())) as Box<dyn Guarded>));
+    for (gpu, checks) in shared_gpus().iter().zip([Checks::Off, Checks::On]) {
+        let style = if checks == Checks::On { Style::Portable } else { gpu.style() };
+        all.push(Box::new(GpuExecutor::with_guards(gpu.clone().with_style(style))));
+    }
+    all
+}
+
+/// The CPU's executor, and the GPU's with guard bands for each style of kernels, checked and unchecked: what runs every
+/// kernel that an operator has.
+pub fn executors_of_every_style() -> Vec<Box<dyn Guarded>> {
+    let mut all: Vec<Box<dyn Guarded>> = vec![Box::new(CpuExecutor::new(Some(2)).unwrap())];
+    for gpu in shared_gpus() {
+        for style in [Style::Portable, Style::Registers] {
+            all.push(Box::new(GpuExecutor::with_guards(gpu.clone().with_style(style))));
+        }
+    }
     all
 }
 
@@ -49,6 +65,7 @@ pub fn executors() -> Vec<Box<dyn Guarded>> {
 pub trait Guarded: Executor {
     fn guards(&mut self) -> Result<()>;
     fn into_executor(self: Box<Self>) -> Box<dyn Executor>;
+    fn as_mut_executor(&mut self) -> &mut dyn Executor;
 }
 
 impl Guarded for CpuExecutor {
@@ -57,6 +74,10 @@ impl Guarded for CpuExecutor {
     }
 
     fn into_executor(self: Box<Self>) -> Box<dyn Executor> {
+        self
+    }
+
+    fn as_mut_executor(&mut self) -> &mut dyn Executor {
         self
     }
 }
@@ -69,19 +90,23 @@ impl Guarded for GpuExecutor {
     fn into_executor(self: Box<Self>) -> Box<dyn Executor> {
         self
     }
+
+    fn as_mut_executor(&mut self) -> &mut dyn Executor {
+        self
+    }
 }
 
 /// What was written, what was computed, what was expected, and whether the rest is untouched.
 type Written = (String, Vec<f64>, Vec<f64>, bool);
 
-/// Runs one operator on every executor at a batch below the plan's capacity, on drawn operands, and compares with the
+/// Runs one operator, by every kernel it has, on every executor at a batch below the plan's capacity, on drawn operands, and compares with the
 /// reference; checks too that nothing beyond the batch and in the guard bands was written. Returns the worst error in units
 /// of the tolerance.
 pub fn check_op(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result<f64, String> {
-    check_op_on(&mut executors(), op, types, batch)
+    check_op_on(&mut executors_of_every_style(), op, types, batch)
 }
 
-/// [`check_op`] on executors of the caller's.
+/// [`check_op`] on executors of the caller's, less those whose style of kernel the operator does not have.
 pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result<f64, String> {
     let op = op.into();
     let rules = op.rules();
@@ -94,7 +119,8 @@ pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types:
     };
     let leaves: Vec<TensorId> = types.iter().enumerate().map(leaf).collect();
     let root = graph.apply(op.clone(), &leaves).map_err(|e| e.to_string())?;
-    let plan = Arc::new(Plan::new(&graph, &[root], capacity).map_err(|e| e.to_string())?);
+    let outputs: Vec<TensorId> = std::iter::once(root).chain(graph.extra_outputs(root)).collect();
+    let plan = Arc::new(Plan::new(&graph, &outputs, capacity).map_err(|e| e.to_string())?);
 
     let values: Vec<Vec<f64>> = (0..types.len()).map(|i| sample(types[i], rules.domain(i, types), batch, 77 + i as u64)).collect();
     let mut judged: reference::Leaves = leaves.iter().copied().zip(values.iter().cloned()).collect();
@@ -102,8 +128,9 @@ pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types:
     let tolerance = tolerance(&op, types, batch);
 
     let mut worst = 0.0f64;
-    for exec in executors {
-        let device = exec.device();
+    let offered = |style| style == Style::Portable || plan.steps().iter().flat_map(|step| &step.variants).any(|v| v.style == style);
+    for exec in executors.iter_mut().filter(|exec| offered(exec.style())) {
+        let device = format!("{} ({} kernels)", exec.device(), exec.style());
         let outcome = || -> Result<Vec<Written>> {
             let id = exec.load(plan.clone())?;
             for (leaf, (value, ty)) in leaves.iter().zip(values.iter().zip(types)) {
@@ -119,12 +146,12 @@ pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types:
                 let got = from_bytes(&exec.read(id, leaves[i], batch)?, types[i].dtype);
                 results.push((format!("operand {i}"), got, judged[&leaves[i]].clone(), true));
             }
-            if let Some(want) = wanted.get(&root) {
-                let ty = graph.ty(root);
-                let all = from_bytes(&exec.read(id, root, capacity)?, ty.dtype);
+            for (output, want) in outputs.iter().filter_map(|output| Some((*output, wanted.get(output)?))) {
+                let ty = graph.ty(output);
+                let all = from_bytes(&exec.read(id, output, capacity)?, ty.dtype);
                 let (got, beyond) = all.split_at(ty.shape.len(batch));
                 let untouched = ty.dtype != DType::F32 || beyond.iter().all(|v| v.is_nan());
-                results.push(("output".to_owned(), got.to_vec(), want.clone(), untouched));
+                results.push((format!("output {}", output.index() - root.index()), got.to_vec(), want.clone(), untouched));
             }
             Ok(results)
         };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::ops::Style;
 
 /// What a user asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -191,6 +192,7 @@ pub struct Gpu {
     pub(super) queue: wgpu::Queue,
     pub(super) name: String,
     pub(super) checks: Checks,
+    pub(super) style: Style,
     /// Why the device was lost, once it was.
     pub(super) loss: Arc<Mutex<Option<String>>>,
     /// The first error that no scope caught.
@@ -244,12 +246,36 @@ impl Gpu {
         if !lacks.is_empty() {
             return Err(Error::Unsupported { adapter: name.to_owned(), lacks: lacks.join("; ") });
         }
-        Ok(Self { device, queue, name: name.to_owned(), checks, loss: Arc::default(), uncaught: Arc::default() })
+        let style = style(&device.adapter_info());
+        Ok(Self { device, queue, name: name.to_owned(), checks, style, loss: Arc::default(), uncaught: Arc::default() })
+    }
+
+    /// The same GPU for executors that prefer kernels of this style, whatever the adapter is.
+    pub fn with_style(self, style: Style) -> Self {
+        Self { style, ..self }
+    }
+
+    /// The style of kernels that executors on this GPU prefer: registers on a software adapter, else portable.
+    pub fn style(&self) -> Style {
+        self.style
     }
 
     /// The adapter's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The driver with its version.
+    pub fn driver(&self) -> String {
+        let info = self.device.adapter_info();
+        format!("{} {}", info.driver, info.driver_info).trim().to_owned()
+    }
+
+    /// Bytes that wgpu's allocator has handed out on this device, and bytes it has taken from the driver for that; `None` where
+    /// a backend does not tell.
+    pub fn allocator_bytes(&self) -> Option<[u64; 2]> {
+        let report = self.device.generate_allocator_report()?;
+        Some([report.total_allocated_bytes, report.total_reserved_bytes])
     }
 
     /// The device below, for a host that shares it.
@@ -296,6 +322,11 @@ impl Gpu {
     pub(super) fn lost(&self, reason: String) -> Error {
         Error::DeviceLost { device: self.name.clone(), reason }
     }
+}
+
+/// The kernels that suit an adapter.
+fn style(info: &wgpu::AdapterInfo) -> Style {
+    if info.device_type == wgpu::DeviceType::Cpu { Style::Registers } else { Style::Portable }
 }
 
 /// What the mutex holds; a panic elsewhere cannot spoil a message.

@@ -1,6 +1,6 @@
 //! For a host program with a device of its own: its buffers as inputs, its encoder to record into, our results in place.
 
-use super::{Error, GpuExecutor, Leaf, PlanId, Result, check_batches, check_read, fold, memory};
+use super::{Error, GpuExecutor, Leaf, PlanId, Result, check_batches, check_read, memory};
 use crate::graph::{Graph, Role, TensorId};
 
 impl GpuExecutor {
@@ -14,7 +14,7 @@ impl GpuExecutor {
         let node = graph.node(tensor);
         let (ty, label) = (node.ty, node.label.clone());
         let what = || format!("the buffer for {label} {ty}");
-        if matches!(node.role, Role::Value | Role::Effect) {
+        if matches!(node.role, Role::Value | Role::Extra(_) | Role::Effect) {
             return Err(Error::invalid(what(), format!("{:?}", node.role), "an input, a parameter, state or a constant"));
         }
         let bytes = ty.bytes(capacity);
@@ -52,14 +52,7 @@ impl GpuExecutor {
         check_batches(&loaded.plan, &[batch])?;
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for dispatch in &loaded.dispatches {
-            let (x, y) = fold(dispatch.workgroups.count(batch));
-            if x == 0 {
-                continue;
-            }
-            pass.set_pipeline(&dispatch.pipeline.compute);
-            pass.set_bind_group(0, &dispatch.bindings, &[]);
-            pass.set_immediates(0, &(batch as u32).to_le_bytes());
-            pass.dispatch_workgroups(x, y, 1);
+            dispatch.record(&mut pass, batch);
         }
         Ok(())
     }

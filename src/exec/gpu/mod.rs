@@ -7,15 +7,19 @@ mod device;
 mod embed;
 mod memory;
 mod pipeline;
+mod profile;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
 
+use super::ceiling::{self, Ceiling};
+use super::profile::RunTimes;
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
+use crate::ops::{Launch, Style};
 use crate::plan::{Operand, Place, Plan, Step};
 use crate::shape::TensorType;
 use memory::Guard;
@@ -60,6 +64,20 @@ struct Dispatch {
     pipeline: Pipeline,
     bindings: wgpu::BindGroup,
     workgroups: crate::ops::Workgroups,
+}
+
+impl Dispatch {
+    /// Records it into a pass; nothing where the batch leaves nothing to do.
+    fn record(&self, pass: &mut wgpu::ComputePass<'_>, batch: usize) {
+        let (x, y) = fold(self.workgroups.count(batch));
+        if x == 0 {
+            return;
+        }
+        pass.set_pipeline(&self.pipeline.compute);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        pass.set_immediates(0, &(batch as u32).to_le_bytes());
+        pass.dispatch_workgroups(x, y, 1);
+    }
 }
 
 impl GpuExecutor {
@@ -110,7 +128,7 @@ impl GpuExecutor {
     /// Refuses a plan that cannot run here, before anything is allocated for it.
     fn check_fit(&self, plan: &Plan) -> Result<()> {
         for step in plan.steps() {
-            let count = step.launch.workgroups.count(plan.capacity());
+            let count = self.pick(step).workgroups.count(plan.capacity());
             if count > MAX_WORKGROUPS * MAX_WORKGROUPS {
                 let expected = format!("at most {MAX_WORKGROUPS}²: use a smaller batch");
                 return Err(Error::invalid(format!("workgroups of {}", step.title()), count, expected));
@@ -189,22 +207,23 @@ impl GpuExecutor {
     fn dispatch(&mut self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
         let updates = step.op.rules().updates();
         let mut writable: Vec<bool> = (0..step.inputs.len()).map(|i| updates.contains(&i)).collect();
-        writable.extend(step.output.map(|_| true));
-        let pipeline = self.pipelines.get(&self.gpu, &step.launch, writable)?;
-        let operands = step.inputs.iter().chain(&step.output);
+        writable.extend(step.outputs().map(|_| true));
+        let launch = self.pick(step);
+        let pipeline = self.pipelines.get(&self.gpu, launch, writable)?;
+        let operands = step.inputs.iter().copied().chain(step.outputs());
         let entries: Vec<_> = (0..)
             .zip(operands)
-            .map(|(binding, operand)| wgpu::BindGroupEntry { binding, resource: self.binding(loaded, operand) })
+            .map(|(binding, operand)| wgpu::BindGroupEntry { binding, resource: self.binding(loaded, &operand) })
             .collect();
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let label = Some(step.launch.kernel.name);
+        let label = Some(launch.kernel.name);
         let bindings =
             self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label, layout: &pipeline.bindings, entries: &entries });
         if let Some(error) = pollster::block_on(scope.pop()) {
-            let kernel = step.launch.kernel.name.to_owned();
+            let kernel = launch.kernel.name.to_owned();
             return Err(self.gpu.blame(Error::Kernel { kernel, device: self.gpu.name.clone(), reason: error.to_string() }));
         }
-        Ok(Dispatch { pipeline, bindings, workgroups: step.launch.workgroups })
+        Ok(Dispatch { pipeline, bindings, workgroups: launch.workgroups })
     }
 
     /// Keeps the host at most [`IN_FLIGHT`] submissions ahead.
@@ -236,6 +255,15 @@ impl Executor for GpuExecutor {
 
     fn max_tensor_bytes(&self) -> u64 {
         device::max_tensor_bytes(&self.gpu.device.limits())
+    }
+
+    fn style(&self) -> Style {
+        self.gpu.style
+    }
+
+    /// The one place that decides: by what the adapter is ([`Gpu::style`]).
+    fn pick<'a>(&self, step: &'a Step) -> &'a Launch {
+        step.launch_of(self.gpu.style)
     }
 
     fn load(&mut self, plan: Arc<Plan>) -> Result<PlanId> {
@@ -288,6 +316,14 @@ impl Executor for GpuExecutor {
             self.throttle()?;
         }
         self.gpu.check_alive()
+    }
+
+    fn profile(&mut self, plan: PlanId, batches: &[usize]) -> Result<Vec<RunTimes>> {
+        self.time(plan, batches)
+    }
+
+    fn ceiling(&self) -> Result<Ceiling> {
+        ceiling::of_gpu(&mut Self::new(self.gpu.clone()))
     }
 
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {

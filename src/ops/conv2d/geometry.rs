@@ -76,6 +76,15 @@ impl Geometry {
         self.kernel[0] * self.kernel[1] * self.channels
     }
 
+    /// Multiply-adds of a batch, those with padding left out: as many in either gradient as in the convolution.
+    pub(super) fn multiply_adds(&self, batch: usize) -> u64 {
+        let inside = |axis: usize| {
+            let taps = (0..self.output[axis]).flat_map(|out| (0..self.kernel[axis]).map(move |tap| (out, tap)));
+            taps.filter(|&(out, tap)| self.place(axis, out, tap).is_some()).count() as u64
+        };
+        inside(0) * inside(1) * (self.channels * self.outputs()) as u64 * batch as u64
+    }
+
     /// Channels of x.
     pub(crate) fn inputs(&self) -> usize {
         self.groups * self.channels
@@ -88,11 +97,22 @@ impl Geometry {
 
     /// The pixel of x that an output pixel sees through a tap, unless it is padding.
     pub(super) fn pixel(&self, out: [usize; 2], tap: [usize; 2]) -> Option<[usize; 2]> {
-        let place = |axis: usize| {
-            let at = (out[axis] * self.stride[axis] + tap[axis] * self.dilation[axis]).checked_sub(self.pads[axis])?;
-            (at < self.input[axis]).then_some(at)
-        };
-        Some([place(0)?, place(1)?])
+        Some([self.place(0, out[0], tap[0])?, self.place(1, out[1], tap[1])?])
+    }
+
+    /// The same along one axis.
+    fn place(&self, axis: usize, out: usize, tap: usize) -> Option<usize> {
+        let at = (out * self.stride[axis] + tap * self.dilation[axis]).checked_sub(self.pads[axis])?;
+        (at < self.input[axis]).then_some(at)
+    }
+
+    /// Where x and w are read for one term of an output element: image `n`, pixel `out`, filter `o`, and channel `c` of its
+    /// group through a tap; nothing where that is padding.
+    pub(super) fn at(&self, n: usize, out: [usize; 2], tap: [usize; 2], o: usize, c: usize) -> Option<[usize; 2]> {
+        let [h, w] = self.pixel(out, tap)?;
+        let channel = o / self.filters * self.channels + c;
+        let x = ((n * self.input[0] + h) * self.input[1] + w) * self.inputs() + channel;
+        Some([x, ((tap[0] * self.kernel[1] + tap[1]) * self.channels + c) * self.outputs() + o])
     }
 
     /// The `override` constants that every convolution kernel has.

@@ -1,11 +1,11 @@
 //! The two gradients of a convolution, each an operator; into how many partial sums that of the weight is cut.
 
 use super::geometry::{Geometry, image, mismatch, weight};
-use super::{AREA, Conv2d, launch_over, reference_geometry, tile_columns};
+use super::{AREA, Conv2d, launch_over, reference_geometry, registers, tile_columns};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
-use crate::ops::{Cpu, Launch, Reference, Rules, Workgroups, kernel, no_second_gradient};
+use crate::ops::{Cpu, Launch, Reference, Rules, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{Shape, TensorType};
 
 /// Gradient of a convolution for its images: dx `[N, H, W, I]` of operands dy `[N, OH, OW, O]` and w `[KH, KW, I / groups, O]`.
@@ -45,7 +45,7 @@ pub(super) fn slices(geometry: &Geometry) -> usize {
 }
 
 /// Workgroups of one slice.
-fn tiles(geometry: &Geometry) -> usize {
+pub(super) fn tiles(geometry: &Geometry) -> usize {
     let columns = tile_columns(geometry.filters);
     geometry.depth().div_ceil(AREA / columns) * geometry.groups * geometry.filters.div_ceil(columns)
 }
@@ -75,9 +75,7 @@ impl Conv2dWeightGrad {
             let dy = image("dy", dy)?;
             let channels = x[2].checked_div(self.conv.groups).unwrap_or(0).max(1);
             let geometry = Geometry::new(&self.conv, x, [self.kernel[0], self.kernel[1], channels, dy[2]])?;
-            if self.slices == 0 || self.slices.checked_mul(geometry.depth() * geometry.outputs()).is_none_or(|len| len > 1 << 30) {
-                return Err(format!("{} slices of the weight are none or too many", self.slices));
-            }
+            check_slices(self.slices, &geometry)?;
             agrees(&geometry, dy).map(|()| geometry)
         });
         let operands = [("x", x, "(N, H, W, I)"), ("dy", dy, "(N, OH, OW, O)")];
@@ -87,6 +85,14 @@ impl Conv2dWeightGrad {
     fn known(&self, inputs: &[TensorType]) -> Geometry {
         self.geometry(inputs).expect("shapes were checked when the graph was built")
     }
+}
+
+/// Whether so many partial sums can be.
+pub(super) fn check_slices(slices: usize, geometry: &Geometry) -> Result<(), String> {
+    if slices == 0 || slices.checked_mul(geometry.depth() * geometry.outputs()).is_none_or(|len| len > 1 << 30) {
+        return Err(format!("{slices} slices of the weight are none or too many"));
+    }
+    Ok(())
 }
 
 /// Whether dy is of the shape that the convolution's output has.
@@ -151,9 +157,17 @@ impl Rules for Conv2dInputGrad {
         launch_over(&geometry, kernel!("conv2d_input_grad"), output, geometry.channels)
     }
 
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        registers::input_grad(&self.known(inputs))
+    }
+
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         let geometry = self.known(inputs);
         geometry.kernel[0] * geometry.kernel[1] * geometry.filters
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.known(inputs).multiply_adds(batch)
     }
 }
 
@@ -213,7 +227,15 @@ impl Rules for Conv2dWeightGrad {
         Launch { kernel: kernel!("conv2d_weight_grad"), constants, workgroups }
     }
 
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        registers::weight_grad(&self.known(inputs), self.slices)
+    }
+
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         (batch * self.known(inputs).pixels()).div_ceil(self.slices).max(1)
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.known(inputs).multiply_adds(batch)
     }
 }

@@ -2,6 +2,8 @@
 
 mod geometry;
 mod grad;
+mod registers;
+mod relu_pool;
 #[cfg(test)]
 mod tests;
 
@@ -10,9 +12,11 @@ use serde::{Deserialize, Serialize};
 pub(crate) use geometry::Geometry;
 use geometry::{image, mismatch, weight};
 pub use grad::{Conv2dInputGrad, Conv2dWeightGrad};
+pub(crate) use relu_pool::{Block, EDGE, PLACES};
+pub use relu_pool::{Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
 use super::window::{Padding, Window};
-use super::{Cpu, Kernel, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -129,8 +133,16 @@ impl Rules for Conv2d {
         launch_over(&geometry, kernel!("conv2d"), output, geometry.filters)
     }
 
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        registers::forward(&self.known(inputs))
+    }
+
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
         self.known(inputs).depth()
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.known(inputs).multiply_adds(batch)
     }
 }
 

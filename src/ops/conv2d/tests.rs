@@ -61,12 +61,12 @@ fn both(op: &dyn Rules, types: &[TensorType], batch: usize) -> (Vec<f64>, Vec<f3
     let values: Vec<Vec<f64>> = types.iter().enumerate().map(|(i, ty)| drawn(*ty, batch, i)).collect();
     let mut judged = vec![f64::NAN; output.shape.len(batch)];
     let inputs = types.iter().zip(&values).map(|(ty, data)| View { extents: ty.shape.extents(batch), data }).collect();
-    op.reference(&mut Reference { batch, inputs, updated: Vec::new(), output: &mut judged });
+    op.reference(&mut Reference { batch, inputs, updated: Vec::new(), output: &mut judged, extra: Vec::new() });
 
     let words: Vec<Vec<f32>> = values.iter().map(|v| v.iter().map(|&v| v as f32).collect()).collect();
     let mut got = vec![f32::NAN; output.shape.len(batch)];
     let inputs = types.iter().zip(&words).map(|(ty, words)| CpuView::new(*ty, batch, words)).collect();
-    assert!(op.cpu(&mut Cpu { batch, inputs, updated: Vec::new(), output: &mut got, scratch: &mut Vec::new() }));
+    assert!(op.cpu(&mut Cpu { batch, inputs, updated: Vec::new(), output: &mut got, extra: Vec::new(), scratch: &mut Vec::new() }));
     (judged, got)
 }
 
@@ -191,7 +191,7 @@ fn small_convolution_by_hand() {
         let types = [TensorType::f32(Shape::batched(&[3, 3, 1])), TensorType::f32(Shape::fixed(&[kernel, kernel, 1, 1]))];
         let mut y = vec![f64::NAN; conv.infer(&types).unwrap().shape.len(1)];
         let inputs = vec![View { extents: vec![1, 3, 3, 1], data: &x }, View { extents: vec![kernel, kernel, 1, 1], data: &w }];
-        conv.reference(&mut Reference { batch: 1, inputs, updated: Vec::new(), output: &mut y });
+        conv.reference(&mut Reference { batch: 1, inputs, updated: Vec::new(), output: &mut y, extra: Vec::new() });
         y
     };
     let conv = Conv2d::default();

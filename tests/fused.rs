@@ -1,0 +1,179 @@
+//! Fusion: a fused plan does what the plain one does, on every executor, and puts together only what nothing else reads.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::examples::relu_pools;
+use common::{check_op, compare, executors, noise};
+use shadernet::autodiff::gradients;
+use shadernet::exec::{reference, write_f32, write_u32};
+use shadernet::graph::{Graph, Init, Role, TensorId};
+use shadernet::ops::activation::Function;
+use shadernet::ops::window::{Padding, Window};
+use shadernet::ops::*;
+use shadernet::plan::Plan;
+use shadernet::shape::{Shape, TensorType};
+
+const POOL: Window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid };
+
+#[test]
+fn fused_operators_agree_with_their_references() {
+    for example in relu_pools() {
+        for batch in [0, 1, example.batch, 7] {
+            check_op(example.op.clone(), &example.types, batch).unwrap();
+        }
+    }
+}
+
+/// A network of two convolutions with pooling over odd images, its loss and gradients, and what of it is to be read.
+struct Network {
+    graph: Graph,
+    x: TensorId,
+    labels: TensorId,
+    conv: [TensorId; 2],
+    roots: Vec<TensorId>,
+}
+
+fn network(conv: Conv2d, function: Function, window: Window) -> Network {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[15, 13, 3])));
+    let labels = graph.input("labels", TensorType::u32(Shape::batched(&[])));
+    let mut params = Vec::new();
+    let mut param = |graph: &mut Graph, extents: &[usize]| {
+        let param = graph.param("w", Shape::fixed(extents), Init::Fill(0.0));
+        params.push(param);
+        param
+    };
+    let (mut y, mut convs) = (x, Vec::new());
+    for [channels, filters] in [[3, 8], [8, 12]] {
+        let (w, b) = (param(&mut graph, &[3, 3, channels, filters]), param(&mut graph, &[filters]));
+        y = graph.conv2d(y, w, conv).unwrap();
+        convs.push(y);
+        y = graph.bias_add(y, b).unwrap();
+        y = graph.activation(y, function).unwrap();
+        y = graph.max_pool2d(y, window).unwrap();
+    }
+    let flat = graph.flatten(y).unwrap();
+    let features = graph.shape(flat).inner_len();
+    let w = param(&mut graph, &[features, 5]);
+    let logits = graph.matmul(flat, w).unwrap();
+    let loss = graph.softmax_cross_entropy(logits, labels).unwrap();
+    let grads = gradients(&mut graph, loss, &params).unwrap();
+    let roots = [logits, loss].into_iter().chain(grads).collect();
+    Network { graph, x, labels, conv: [convs[0], convs[1]], roots }
+}
+
+/// How many steps of a plan are convolutions with pooling, or gradients of such.
+fn fused_steps(plan: &Plan) -> usize {
+    plan.steps().iter().filter(|step| step.op.rules().name().starts_with("conv2d_relu_pool")).count()
+}
+
+/// Drawn values of every leaf at this batch.
+fn leaves(network: &Network, batch: usize) -> BTreeMap<TensorId, Vec<f64>> {
+    let mut leaves = BTreeMap::new();
+    for (id, node) in network.graph.nodes() {
+        let seed = id.index() as u64;
+        let value = match node.role {
+            _ if id == network.labels => (0..batch).map(|i| (noise(seed, i) * 5.0).floor()).collect(),
+            Role::Input | Role::Param(_) => {
+                (0..node.ty.shape.len(batch)).map(|i| f64::from((noise(seed, i) - 0.5) as f32)).collect::<Vec<_>>()
+            }
+            _ => continue,
+        };
+        leaves.insert(id, value);
+    }
+    leaves
+}
+
+#[test]
+fn a_fused_plan_gives_the_plain_plans_numbers_in_fewer_steps_and_less_memory() {
+    let padded = Conv2d { padding: Padding::Same, ..Conv2d::default() };
+    for conv in [Conv2d::default(), padded] {
+        let network = network(conv, Function::Relu, POOL);
+        let [plain, fused] = [Plan::new, Plan::fused].map(|make| Arc::new(make(&network.graph, &network.roots, 4).unwrap()));
+        fused.verify().unwrap();
+        // Forward twice, weights twice, and the images of the second alone.
+        assert_eq!((fused_steps(&plain), fused_steps(&fused)), (0, 5));
+        assert!(fused.steps().len() + 10 <= plain.steps().len() && fused.slot_bytes() < plain.slot_bytes());
+        for batch in [1, 3, 4] {
+            let values = leaves(&network, batch);
+            let want = reference::run(&plain, &mut values.clone(), batch).unwrap();
+            let got = reference::run(&fused, &mut values.clone(), batch).unwrap();
+            for root in &network.roots {
+                compare(&got[root], &want[root], 1e-12).unwrap();
+            }
+            for mut exec in executors() {
+                let id = exec.load(fused.clone()).unwrap();
+                for (&leaf, value) in &values {
+                    if leaf == network.labels {
+                        write_u32(exec.as_mut_executor(), leaf, &value.iter().map(|&v| v as u32).collect::<Vec<_>>()).unwrap();
+                    } else {
+                        write_f32(exec.as_mut_executor(), leaf, &value.iter().map(|&v| v as f32).collect::<Vec<_>>()).unwrap();
+                    }
+                }
+                exec.poison(id).unwrap();
+                exec.run(id, &[batch]).unwrap();
+                exec.guards().unwrap();
+                for root in &network.roots {
+                    let got = common::from_bytes(&exec.read(id, *root, batch).unwrap(), shadernet::shape::DType::F32);
+                    // Observed: 4e-7.
+                    compare(&got, &want[root], 4e-6).unwrap_or_else(|e| panic!("{}: {e}", exec.device()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_something_else_reads_is_not_fused_away() {
+    let mut network = network(Conv2d::default(), Function::Relu, POOL);
+    assert_eq!(fused_steps(&Plan::fused(&network.graph, &network.roots, 2).unwrap()), 5);
+    // A root inside the first chain, then a reader of it.
+    let roots: Vec<TensorId> = network.roots.iter().copied().chain([network.conv[0]]).collect();
+    let plan = Plan::fused(&network.graph, &roots, 2).unwrap();
+    assert_eq!(fused_steps(&plan), 3);
+    assert!(plan.readable(network.conv[0]).is_some() && plan.readable(network.conv[1]).is_none());
+    let reader = network.graph.activation(network.conv[1], Function::Tanh).unwrap();
+    let roots: Vec<TensorId> = network.roots.iter().copied().chain([reader]).collect();
+    assert_eq!(fused_steps(&Plan::fused(&network.graph, &roots, 2).unwrap()), 2);
+    // The network's input read by something else changes nothing.
+    let other = network.graph.activation(network.x, Function::Tanh).unwrap();
+    let roots: Vec<TensorId> = network.roots.iter().copied().chain([other]).collect();
+    assert_eq!(fused_steps(&Plan::fused(&network.graph, &roots, 2).unwrap()), 5);
+}
+
+#[test]
+fn chains_that_no_kernel_does_are_left_as_they_are() {
+    let wide = Window { kernel: [3, 3], stride: [2, 2], ..POOL };
+    for (conv, function, window) in [(Conv2d::default(), Function::Tanh, POOL), (Conv2d::default(), Function::Relu, wide)] {
+        let network = network(conv, function, window);
+        let [plain, fused] = [Plan::new, Plan::fused].map(|make| make(&network.graph, &network.roots, 2).unwrap());
+        assert_eq!((fused_steps(&fused), fused.steps().len()), (0, plain.steps().len()));
+        assert_eq!(fused.slot_bytes(), plain.slot_bytes());
+    }
+}
+
+#[test]
+fn where_pixels_tie_or_are_nan_the_fused_operator_does_as_the_chain() {
+    // One filter of each kind: all pixels equal and positive, all stopped by ReLU, and a NaN.
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[2, 2, 1])));
+    let w = graph.input("w", TensorType::f32(Shape::fixed(&[1, 1, 1, 4])));
+    let b = graph.input("b", TensorType::f32(Shape::fixed(&[4])));
+    let y = graph.apply(Conv2dReluPool { conv: Conv2d::default() }, &[x, w, b]).unwrap();
+    let place = graph.extra_outputs(y)[0];
+    let plan = Arc::new(Plan::new(&graph, &[y, place], 1).unwrap());
+    for mut exec in executors() {
+        let id = exec.load(plan.clone()).unwrap();
+        for (leaf, values) in [(x, &[1.0, 2.0, 2.0, -1.0][..]), (w, &[0.0, 1.0, -1.0, 1.0]), (b, &[3.0, 0.0, -5.0, f32::NAN])] {
+            write_f32(exec.as_mut_executor(), leaf, values).unwrap();
+        }
+        exec.poison(id).unwrap();
+        exec.run(id, &[1]).unwrap();
+        let got = common::from_bytes(&exec.read(id, y, 1).unwrap(), shadernet::shape::DType::F32);
+        assert!(got[..3] == [3.0, 2.0, 0.0] && got[3].is_nan(), "{}: {got:?}", exec.device());
+        assert_eq!(exec.read(id, place, 1).unwrap(), [0, 1, 0, 0], "{}", exec.device());
+    }
+}
