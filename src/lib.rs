@@ -31,7 +31,8 @@
 //!
 //! ```text
 //! nn, models ──► graph ──► autodiff ──► plan ──► exec ──► { gpu: WGSL | cpu: gemm + rayon }    (judged by ops' references)
-//!   (layers)    (shapes)   (gradients)  (place)  (replay)
+//!   (layers)    (shapes)   (gradients)  (fuse,   (replay)
+//!                                     place)
 //! ```
 //!
 //! A module uses what stands to its left, never what stands to its right; [`ops`] is the vocabulary all share; [`data`],
@@ -55,14 +56,15 @@
 //! - [`graph`] and [`ops`] do not mention wgpu; only `exec::gpu` does.
 //! - A [`graph::Graph`] is valid once built: every shape is known, every mistake in a model has been reported.
 //! - No pass and no executor matches on an operator: they know it by [`ops::Rules`]. A new operator is a file in `ops`, its
-//!   kernels, and a word in the list of operators.
+//!   kernels, and a word in the list of operators. The one exception is `plan/fuse.rs`, which puts chains of operators together.
+//! - A fused plan gives the plain plan's numbers: to the last bits of f64 by the references, within the kernels' tolerances elsewhere.
 //! - Two live tensors never share a slot, and no step reads and writes one slot except through [`ops::Rules::updates`]
 //!   ([`plan::Plan::verify`]).
 //! - A planned reference run equals an unplanned one bit for bit; CPU and GPU agree with it within stated tolerances.
 //! - Every step has a portable kernel; it may have variants for adapters of another nature ([`ops::Style`]). One place in an
 //!   executor picks ([`exec::Executor::pick`]), the self-test judges what it picked, and the tests run all of them everywhere.
 //! - Every file in `shaders/` is valid WGSL as it stands, and naga translates it to SPIR-V, MSL and HLSL.
-//! - Bindings follow the operands: inputs from 0, the output last, group 0 only, at most 8; no struct is mirrored between Rust
+//! - Bindings follow the operands: inputs from 0, the outputs last, group 0 only, at most 8; no struct is mirrored between Rust
 //!   and WGSL. What the plan fixes is an `override`; the batch is the one `var<immediate>`.
 //! - A user's mistake, a bad file and a failing machine are an [`Error`] with the numbers that disagree; a panic is a broken
 //!   invariant of this crate.

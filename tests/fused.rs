@@ -145,6 +145,28 @@ fn what_something_else_reads_is_not_fused_away() {
 }
 
 #[test]
+fn a_chain_whose_weight_is_updated_meanwhile_is_left_as_it_is() {
+    for between in [false, true] {
+        let mut graph = Graph::new();
+        let x = graph.input("x", TensorType::f32(Shape::batched(&[6, 6, 2])));
+        let w = graph.param("w", Shape::fixed(&[3, 3, 2, 4]), Init::Fill(0.1));
+        let b = graph.param("b", Shape::fixed(&[4]), Init::Fill(0.0));
+        let [m, v] = ["m", "v"].map(|name| graph.state(name, TensorType::f32(Shape::fixed(&[3, 3, 2, 4])), 0.0));
+        let grad = graph.input("grad", TensorType::f32(Shape::fixed(&[3, 3, 2, 4])));
+        let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
+        let mut y = graph.conv2d(x, w, Conv2d::default()).unwrap();
+        let mut update = |graph: &mut Graph| graph.adam(Adam::default(), w, [m, v], grad, rate).unwrap();
+        let early = between.then(|| update(&mut graph));
+        y = graph.bias_add(y, b).unwrap();
+        y = graph.activation(y, Function::Relu).unwrap();
+        y = graph.max_pool2d(y, POOL).unwrap();
+        let effect = early.unwrap_or_else(|| update(&mut graph));
+        let plan = Plan::fused(&graph, &[y, effect], 2).unwrap();
+        assert_eq!(fused_steps(&plan), usize::from(!between));
+    }
+}
+
+#[test]
 fn chains_that_no_kernel_does_are_left_as_they_are() {
     let wide = Window { kernel: [3, 3], stride: [2, 2], ..POOL };
     for (conv, function, window) in [(Conv2d::default(), Function::Tanh, POOL), (Conv2d::default(), Function::Relu, wide)] {

@@ -14,7 +14,8 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 work=$target/test-devices
 mkdir -p "$work/run"
 chmod 700 "$work/run"
-export MESA_SHADER_CACHE_DISABLE=true
+# Mesa's cache of compiled shaders does not tell subgroup sizes apart, so each size has one of its own.
+export MESA_SHADER_CACHE_DIR=$work/mesa-256
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-$work/run} # Mesa asks for one
 
 failed=0
@@ -87,7 +88,8 @@ done
 if grep -qi llvmpipe <<<"$found"; then
     for width in 128 512; do
         pass "Mesa software adapter, subgroups of $((width / 32))" \
-            env SHADERNET_TEST_ADAPTER=llvmpipe LP_NATIVE_VECTOR_WIDTH=$width cargo test --no-fail-fast "${gpu_tests[@]}"
+            env SHADERNET_TEST_ADAPTER=llvmpipe LP_NATIVE_VECTOR_WIDTH=$width MESA_SHADER_CACHE_DIR="$work/mesa-$width" \
+            cargo test --no-fail-fast "${gpu_tests[@]}"
     done
 else
     skip 'Mesa software adapter, subgroups of 4 and 16' 'the driver is not installed'

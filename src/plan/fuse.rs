@@ -164,10 +164,17 @@ fn find(graph: &Graph, roots: &[TensorId], needed: &[bool]) -> Vec<Block> {
         Some(Op::Conv2d(conv)) => block(id, conv),
         _ => None,
     });
+    // What takes a chain's place reads its operands later than the chain does, so nothing may be updated meanwhile.
+    let effects: Vec<TensorId> =
+        graph.nodes().filter(|(id, node)| needed[id.index()] && node.role == Role::Effect).map(|(id, _)| id).collect();
+    let undisturbed = |block: &Block| {
+        let last = block.outside().into_iter().max().unwrap_or(block.y);
+        !effects.iter().any(|effect| (block.forward[0]..last).contains(effect))
+    };
     let closed = |block: &Block| {
         let known: Vec<TensorId> = block.inside().into_iter().chain(block.outside()).collect();
         let alone = |&id: &TensorId| !roots.contains(&id) && readers(id).iter().all(|reader| known.contains(reader));
         block.inside().iter().all(alone) && !block.inside().contains(&block.x)
     };
-    convs.filter(closed).collect()
+    convs.filter(|block| closed(block) && undisturbed(block)).collect()
 }

@@ -2,6 +2,7 @@
 //!
 //! A plan is data. It can be printed, checked and run by any executor, and running it decides nothing. Dead nodes are left
 //! out, so one graph can hold training, evaluation and prediction, and each gets a plan of its own by naming its roots.
+//! [`Plan::new`] plans the graph as it stands; [`Plan::fused`] lets kernels do several of its operators in one go.
 
 mod fuse;
 mod memory;
