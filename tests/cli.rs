@@ -207,7 +207,7 @@ fn selftest_passes_on_the_cpu() {
     let answer = place.json("selftest --device cpu --batch-size 2 --json");
     let verdicts = answer["verdicts"].as_array().unwrap();
     assert!(answer["passed"] == true && answer["device"].as_str().unwrap().starts_with("cpu"), "{answer}");
-    for kernel in ["conv2d", "conv2d_weight_grad", "max_pool2d_grad", "matmul", "softmax_cross_entropy_grad", "adam", "softmax"] {
+    for kernel in ["conv2d_relu_pool", "conv2d_relu_pool_weight_grad", "matmul", "softmax_cross_entropy_grad", "adam", "softmax"] {
         assert!(verdicts.iter().any(|verdict| verdict["kernel"] == kernel), "no {kernel}");
     }
     assert!(verdicts.iter().all(|verdict| verdict["problem"].is_null() && verdict["worst"].as_f64() <= Some(1.0)), "{answer}");

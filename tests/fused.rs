@@ -155,7 +155,7 @@ fn a_chain_whose_weight_is_updated_meanwhile_is_left_as_it_is() {
         let grad = graph.input("grad", TensorType::f32(Shape::fixed(&[3, 3, 2, 4])));
         let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
         let mut y = graph.conv2d(x, w, Conv2d::default()).unwrap();
-        let mut update = |graph: &mut Graph| graph.adam(Adam::default(), w, [m, v], grad, rate).unwrap();
+        let update = |graph: &mut Graph| graph.adam(Adam::default(), w, [m, v], grad, rate).unwrap();
         let early = between.then(|| update(&mut graph));
         y = graph.bias_add(y, b).unwrap();
         y = graph.activation(y, Function::Relu).unwrap();

@@ -11,7 +11,7 @@ use crate::rng::{Stream, bits};
 pub fn noise_images(model: &Model, count: usize) -> Dataset {
     let [height, width, channels] = model.input;
     let words = (count * height * width * channels).div_ceil(8) as u64;
-    let mut images: Vec<u8> = (0..words).flat_map(|i| bits(0, Stream::Epoch(usize::MAX), i).to_le_bytes()).collect();
+    let mut images: Vec<u8> = (0..words).flat_map(|i| bits(0, Stream::Epoch(usize::MAX >> 2), i).to_le_bytes()).collect();
     images.truncate(count * height * width * channels);
     let labels = (0..count).map(|i| (i % model.classes.len().max(1)) as u32).collect();
     Dataset { images, labels, height, width, channels, classes: model.classes.clone() }

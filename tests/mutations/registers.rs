@@ -7,7 +7,7 @@ fn variant(op: impl Into<Op>, types: &[TensorType], batch: usize, faults: &[Faul
     target(example(Altered::registers(op), types, batch), faults)
 }
 
-pub fn targets() -> Vec<Target> {
+pub(crate) fn targets() -> Vec<Target> {
     let mut all = products();
     all.extend(rest());
     all

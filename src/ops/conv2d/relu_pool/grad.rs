@@ -9,7 +9,7 @@ use crate::kernels::conv2d_relu_pool as kernels;
 use crate::ops::{Cpu, Launch, Reference, Rules, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
-/// Gradient of a [`Conv2dReluPool`] for its images: dx `[N, H, W, I]` of operands dy, y, the places, and w.
+/// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, y, the places, and w.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPoolInputGrad {
     /// The convolution.
@@ -18,7 +18,7 @@ pub struct Conv2dReluPoolInputGrad {
     pub input: [usize; 2],
 }
 
-/// Gradient of a [`Conv2dReluPool`] for its weight and bias, as partial sums: dw `[slices, KH, KW, I, O]` and, extra, db
+/// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its weight and bias, as partial sums: dw `[slices, KH, KW, I, O]` and, extra, db
 /// `[slices, O]` of operands x, dy, y, and the places. The `N·PH·PW` pixels of y are cut into `slices` runs of equal
 /// length, the last ones shorter or empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
