@@ -173,7 +173,7 @@ fn sound(graph: &Graph, plan: &Plan) -> Result<(), String> {
     printed(plan)
 }
 
-/// Checks that the printed plan has every step and slot.
+/// Checks that the printed plan has every step with its variants, and every slot.
 fn printed(plan: &Plan) -> Result<(), String> {
     let text = plan.to_string();
     let mut lines = text.lines().skip(1);
@@ -185,6 +185,12 @@ fn printed(plan: &Plan) -> Result<(), String> {
         let told = [&i.to_string(), step.launch.kernel.name, &count].iter().all(|word| words.contains(word));
         if !(told && line.contains(&step.label) && line.ends_with(&result)) {
             return Err(format!("step {i} is not printed: {line}"));
+        }
+        for variant in &step.variants {
+            let line = lines.next().unwrap_or_default();
+            if !line.contains(&format!("or {}", variant.style)) || !line.contains(variant.launch.kernel.name) {
+                return Err(format!("a variant of step {i} is not printed: {line}"));
+            }
         }
     }
     let slots = lines.filter(|line| line.split_whitespace().count() == 3 && line.starts_with(' ')).count();
