@@ -78,7 +78,9 @@ impl Place {
             command.env_remove(variable).env_remove(variable.to_uppercase());
         }
         command.env_remove("RUST_LOG").env_remove("SHADERNET_CACHE").env("SHADERNET_OFFLINE", "1");
-        for variable in ["HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LOCALAPPDATA", "APPDATA", "USERPROFILE"] {
+        for variable in
+            ["HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LOCALAPPDATA", "APPDATA", "USERPROFILE"]
+        {
             command.env(variable, self.path("home"));
         }
         command
