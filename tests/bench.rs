@@ -1,5 +1,8 @@
 //! The commands that measure, on tiny limits: their JSON has every field, and a trace is what viewers read. No time is judged.
 
+#[path = "common/program.rs"]
+mod binary;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -7,7 +10,7 @@ use serde_json::Value;
 
 /// Runs the program on the CPU, without network or cache, and reads its answer.
 fn shadernet(arguments: &[&str], folder: &Path) -> Value {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shadernet"));
+    let mut command = Command::new(binary::program());
     command.args(arguments).args(["--device", "cpu", "--threads", "2", "--json"]);
     let output = command.env("SHADERNET_OFFLINE", "1").env("SHADERNET_CACHE", folder).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

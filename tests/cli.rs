@@ -1,6 +1,8 @@
 //! The program from outside: what each command answers. What can go wrong, and what a stopped training leaves, is in the modules.
 #![cfg(feature = "cli")]
 
+#[path = "common/program.rs"]
+mod binary;
 #[path = "cli/errors.rs"]
 mod errors;
 #[path = "cli/program.rs"]

@@ -20,9 +20,7 @@ struct Golden(Vec<u8>);
 
 impl Golden {
     fn load() -> Self {
-        // At run time, so that a test binary carried to another machine finds it there.
-        let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
-        Self(std::fs::read(format!("{root}/tests/data/cifar10_cnn_golden.safetensors")).expect("the golden numbers"))
+        Self(std::fs::read(common::in_repository("tests/data/cifar10_cnn_golden.safetensors")).expect("the golden numbers"))
     }
 
     fn bytes(&self, name: &str) -> Vec<u8> {

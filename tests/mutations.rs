@@ -427,7 +427,7 @@ fn every_kernel_has_a_mutation_and_every_mutation_is_valid_wgsl() {
         }
     }
     let broken: BTreeSet<String> = mutations().iter().map(|target| target.kernel().name.to_owned()).collect();
-    let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")).unwrap();
+    let folder = std::fs::read_dir(common::in_repository("shaders")).unwrap();
     let files: BTreeSet<String> = folder.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     assert_eq!(broken, files);
 }

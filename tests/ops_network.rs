@@ -142,7 +142,7 @@ fn gathering_agrees_with_reference_over_odd_sizes_and_shards() {
 fn every_kernel_is_valid_wgsl_as_it_stands() {
     use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
     let mut count = 0;
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")).unwrap() {
+    for entry in std::fs::read_dir(common::in_repository("shaders")).unwrap() {
         let path = entry.unwrap().path();
         let source = std::fs::read_to_string(&path).unwrap();
         let stem = path.file_stem().unwrap().to_str().unwrap();

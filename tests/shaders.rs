@@ -13,8 +13,7 @@ use shadernet::ops::Launch;
 
 /// The kernels by stem, with their text.
 fn files() -> BTreeMap<String, String> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
-    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = std::fs::read_dir(common::in_repository("shaders")).unwrap().map(|entry| entry.unwrap().path());
     let wgsl = files.filter(|path| path.extension().is_some_and(|extension| extension == "wgsl"));
     wgsl.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap())).collect()
 }

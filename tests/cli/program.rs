@@ -12,16 +12,6 @@ pub(crate) const RECORD: usize = 3073;
 static TRAIN: &[u8] = include_bytes!("../../src/data/sample/train.bin");
 static TEST: &[u8] = include_bytes!("../../src/data/sample/test.bin");
 
-/// The program: where cargo says it is, else where it was built, else beside this test or on the path.
-fn program() -> PathBuf {
-    let name = format!("shadernet{}", std::env::consts::EXE_SUFFIX);
-    let own = std::env::current_exe().unwrap();
-    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join(&name));
-    let built = [PathBuf::from(env!("CARGO_BIN_EXE_shadernet"))];
-    let told = std::env::var_os("CARGO_BIN_EXE_shadernet").map(PathBuf::from);
-    told.into_iter().chain(built).chain(beside).find(|path| path.is_file()).unwrap_or(name.into())
-}
-
 /// A folder with the data set `data` (80 training and 40 test images), in which the program runs.
 pub(crate) struct Place(tempfile::TempDir);
 
@@ -72,7 +62,7 @@ impl Place {
 
     /// The program with these arguments, which stand between spaces.
     pub(crate) fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(super::binary::program());
         command.args(arguments.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
         for variable in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
             command.env_remove(variable).env_remove(variable.to_uppercase());

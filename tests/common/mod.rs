@@ -17,6 +17,12 @@ use shadernet::ops::{Op, Style};
 use shadernet::plan::Plan;
 use shadernet::shape::{DType, TensorType};
 
+/// A file or folder of the repository: of the one cargo or `CARGO_MANIFEST_DIR` names when the test runs, else of the working
+/// directory, so that a test program carried to another machine finds it there.
+pub fn in_repository(path: &str) -> std::path::PathBuf {
+    std::path::PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| ".".into())).join(path)
+}
+
 /// The adapter under test: the one `SHADERNET_TEST_ADAPTER` names by a part of its name, else the first that can be used.
 /// No adapter is a failure, unless `SHADERNET_TESTS=cpu` is set; then the test says so and `None` comes back.
 pub fn gpu(checks: Checks) -> Option<Gpu> {
