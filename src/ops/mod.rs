@@ -92,8 +92,8 @@ macro_rules! kernel {
 }
 pub(crate) use kernel;
 
-/// One dispatch to be. Bindings follow the operands: inputs from 0, the output and the extra ones last, all in group 0; an operand named by
-/// [`Rules::updates`] is bound `read_write`, every other input `read`.
+/// One dispatch to be. Bindings follow the operands: inputs from 0, the output and the extra ones last, all in group 0; an operand
+/// named by [`Rules::updates`] is bound `read_write`, every other input `read`.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// The program.
