@@ -15,6 +15,9 @@ use crate::ops::{Cpu, CpuView};
 use crate::plan::{Place, Plan, Step};
 use crate::shape::TensorType;
 
+/// Floating-point operations, some 100 µs, up to which the caller's thread does a run alone.
+const ALONE: u64 = 16_000_000;
+
 /// Runs plans on the processor.
 #[derive(Debug)]
 pub struct CpuExecutor {
@@ -34,6 +37,8 @@ struct Leaf {
 #[derive(Debug)]
 struct Loaded {
     plan: Arc<Plan>,
+    /// Floating-point operations of a run of one image.
+    flops: u64,
     slots: Vec<Vec<f32>>,
 }
 
@@ -103,7 +108,8 @@ impl Executor for CpuExecutor {
         }
         let slot = |(i, slot): (usize, &crate::plan::Slot)| allocate(&format!("slot {i}"), slot.bytes / 4, 0.0);
         let slots = plan.slots().iter().enumerate().map(slot).collect::<Result<_>>()?;
-        self.plans.push(Loaded { plan, slots });
+        let flops = plan.steps().iter().map(|step| step.flops(1)).sum();
+        self.plans.push(Loaded { plan, flops, slots });
         Ok(PlanId(self.plans.len() - 1))
     }
 
@@ -118,22 +124,29 @@ impl Executor for CpuExecutor {
     fn run(&mut self, plan: PlanId, batches: &[usize]) -> Result<()> {
         let Self { pool, leaves, plans, scratch } = self;
         let known = plans.len();
-        let Loaded { plan, slots } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
+        let Loaded { plan, flops, slots } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
         check_batches(plan, batches)?;
-        pool.install(|| {
+        let images: usize = batches.iter().sum();
+        let small = flops.saturating_mul(images as u64) <= ALONE;
+        let mut run = || {
             for &batch in batches {
                 for step in plan.steps() {
                     run_step(step, batch, leaves, slots, scratch);
                 }
             }
-        });
+        };
+        if small {
+            run();
+        } else {
+            pool.install(run);
+        }
         Ok(())
     }
 
     fn profile(&mut self, plan: PlanId, batches: &[usize]) -> Result<Vec<RunTimes>> {
         let Self { pool, leaves, plans, scratch } = self;
         let known = plans.len();
-        let Loaded { plan, slots } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
+        let Loaded { plan, slots, .. } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
         check_batches(plan, batches)?;
         let origin = Instant::now();
         let now = || origin.elapsed().as_nanos() as u64;
@@ -156,7 +169,7 @@ impl Executor for CpuExecutor {
     }
 
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {
-        let Loaded { plan, slots } = self.plans.get(plan.0).ok_or_else(|| unknown_plan(plan, self.plans.len()))?;
+        let Loaded { plan, slots, .. } = self.plans.get(plan.0).ok_or_else(|| unknown_plan(plan, self.plans.len()))?;
         let operand = check_read(plan, tensor, batch)?;
         let words = match operand.place {
             Place::Leaf(id) => &self.leaf(id)?.words,

@@ -7,9 +7,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::gemm::{Matrix, product};
+use super::tasks::share;
 use crate::ops::conv2d::Geometry;
 
 /// Elements of a block of patches (256 KiB), as far as the bounds on its rows allow.
@@ -24,7 +23,7 @@ thread_local! {
 pub(crate) fn forward(g: &Geometry, x: &[f32], w: &[f32], y: &mut [f32]) {
     let (depth, outputs) = (g.depth(), g.outputs());
     let block = rows_of(depth);
-    y.par_chunks_mut(block * outputs).enumerate().for_each(|(i, y)| {
+    share(y, block * outputs, |i, y| {
         let rows = i * block..i * block + y.len() / outputs;
         for group in 0..g.groups {
             with_patches(g, x, group, All(g), rows.clone(), |patches| {
@@ -41,8 +40,9 @@ pub(crate) fn input_grad(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     let image = g.input[0] * g.input[1] * inputs;
     // Small images go together, so that the weight is read seldom enough.
     let images = block.div_ceil(pixels);
-    dx.par_chunks_mut(images * image).zip(dy.par_chunks(images * pixels * outputs)).for_each(|(dx, dy)| {
-        let rows = dy.len() / outputs;
+    share(dx, images * image, |i, dx| {
+        let rows = dx.len() / image * pixels;
+        let dy = &dy[i * images * pixels * outputs..][..rows * outputs];
         if !is_pointwise(g) {
             dx.fill(0.0);
         }
@@ -75,7 +75,7 @@ pub(crate) fn weight_grad(g: &Geometry, slices: usize, x: &[f32], dy: &[f32], dw
     let taps = g.kernel[0] * g.kernel[1];
     let tasks = if slices < 16 { taps } else { 1 };
     let len = taps / tasks * g.channels * outputs;
-    dw.par_chunks_mut(len).enumerate().for_each(|(task, dw)| {
+    share(dw, len, |task, dw| {
         let slice = task / tasks;
         let window = if tasks == 1 { All(g) } else { One(g, task % tasks) };
         let rows = (slice * run).min(pixels)..((slice + 1) * run).min(pixels);

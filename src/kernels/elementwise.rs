@@ -1,23 +1,18 @@
 //! Element-wise kernels: long slices are cut into blocks for the thread pool, short ones are not worth it.
 
-use rayon::prelude::*;
-
+use super::tasks::share;
 use crate::ops::activation::Function;
 
 /// Elements of a block: small enough for the first-level cache, large enough to pay for handing it out.
 const BLOCK: usize = 8 * 1024;
 
 /// Calls `kernel(first element, block)` for each block of `output`.
-pub(crate) fn blocks(output: &mut [f32], block: usize, kernel: impl Fn(usize, &mut [f32]) + Sync) {
-    if output.len() <= block {
-        kernel(0, output);
-    } else {
-        output.par_chunks_mut(block).enumerate().for_each(|(i, out)| kernel(i * block, out));
-    }
+pub(crate) fn blocks(output: &mut [f32], block: usize, kernel: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    share(output, block, |i, out| kernel(i * block, out));
 }
 
 /// `y = f(x)`.
-pub(crate) fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
+pub(crate) fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32 + Sync + Send) {
     blocks(y, BLOCK, |first, y| {
         for (y, &x) in y.iter_mut().zip(&x[first..]) {
             *y = f(x);
@@ -26,7 +21,7 @@ pub(crate) fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
 }
 
 /// `c = f(a, b)`.
-pub(crate) fn zip(a: &[f32], b: &[f32], c: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+pub(crate) fn zip(a: &[f32], b: &[f32], c: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync + Send) {
     blocks(c, BLOCK, |first, c| {
         for ((c, &a), &b) in c.iter_mut().zip(&a[first..]).zip(&b[first..]) {
             *c = f(a, b);

@@ -1,12 +1,11 @@
 //! The batch of a step on the CPU.
 
-use rayon::prelude::*;
-
+use super::tasks::share;
 use crate::ops::gather::Scale;
 
 /// `y[n]` = the scaled bytes of image `order[start + n]`, or zeros where `find` has no such image.
 pub(crate) fn images<'a>(
-    find: impl Fn(usize) -> Option<&'a [u8]> + Sync,
+    find: impl Fn(usize) -> Option<&'a [u8]> + Sync + Send,
     scale: Scale,
     bytes: usize,
     order: &[u32],
@@ -14,7 +13,7 @@ pub(crate) fn images<'a>(
     y: &mut [f32],
 ) {
     let scaled: [f32; 256] = std::array::from_fn(|byte| scale.apply(byte as u8));
-    y.par_chunks_mut(bytes).enumerate().for_each(|(n, y)| match order.get(start + n).and_then(|&image| find(image as usize)) {
+    share(y, bytes, |n, y| match order.get(start + n).and_then(|&image| find(image as usize)) {
         Some(image) => y.iter_mut().zip(image).for_each(|(y, &byte)| *y = scaled[usize::from(byte)]),
         None => y.fill(0.0),
     });

@@ -1,6 +1,6 @@
 //! Matrix products on the CPU: a safe face for the `gemm` crate, and its blocks over the thread pool.
 
-use rayon::prelude::*;
+use super::tasks::share;
 
 /// Rows of C in one block of [`parallel`].
 const ROWS: usize = 64;
@@ -94,7 +94,7 @@ pub(crate) fn parallel(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32]) {
     if n == 0 {
         return;
     }
-    c[..a.rows * n].par_chunks_mut(ROWS * n).enumerate().for_each(|(i, c)| {
+    share(&mut c[..a.rows * n], ROWS * n, |i, c| {
         let rows = c.len() / n;
         product(a.slice_rows(i * ROWS, rows), b, c, n, false);
     });

@@ -107,7 +107,7 @@ impl Rules for Conv2dReluPoolInputGrad {
         let types: Vec<TensorType> = args.inputs.iter().map(|input| input.ty).collect();
         let w = args.inputs[types.len() - 1].f32();
         let dy = kernels::Dy { dy: args.inputs[0].f32(), y: args.inputs[1].f32(), place: args.inputs[2].u8() };
-        kernels::input_grad(&self.known(&types), dy, w, args.output);
+        kernels::input_grad(&self.known(&types), dy, w, args.output, args.scratch);
         true
     }
 
@@ -198,7 +198,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
         let types: Vec<TensorType> = args.inputs.iter().map(|input| input.ty).collect();
         let dy = kernels::Dy { dy: args.inputs[1].f32(), y: args.inputs[2].f32(), place: args.inputs[3].u8() };
-        kernels::weight_grad(&self.known(&types), self.slices, args.inputs[0].f32(), dy, args.output, args.extra[0]);
+        kernels::weight_grad(&self.known(&types), self.slices, args.inputs[0].f32(), dy, (args.output, args.extra[0]), args.scratch);
         true
     }
 

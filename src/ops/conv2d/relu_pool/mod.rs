@@ -8,6 +8,8 @@
 //! lets it through; the gradients build it as they go and never store it either.
 
 mod grad;
+#[cfg(test)]
+mod tests;
 
 pub use grad::{Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
@@ -188,7 +190,7 @@ impl Rules for Conv2dReluPool {
         let [x, w, b] = [args.inputs[0], args.inputs[1], args.inputs[2]];
         let block = self.known(&[x.ty, w.ty, b.ty]);
         let places = &mut bytemuck::cast_slice_mut(args.extra[0])[..args.output.len()];
-        kernels::forward(&block, x.f32(), w.f32(), b.f32(), args.output, places);
+        kernels::forward(&block, x.f32(), [w.f32(), b.f32()], args.output, places, args.scratch);
         true
     }
 

@@ -1,0 +1,35 @@
+//! Handing work out: chunks of what is written, over the thread pool that the caller is in.
+//!
+//! Outside a pool everything runs on the caller's own thread: waking others costs more than a small network takes for one image.
+//! The results are the same, since chunks do not depend on threads.
+
+use rayon::prelude::*;
+
+/// Whether chunks are worth a pool.
+fn alone<T>(data: &[T], len: usize) -> bool {
+    data.len() <= len || rayon::current_thread_index().is_none()
+}
+
+/// Calls `task(number, chunk)` for each chunk of `len` elements.
+pub(crate) fn share<T: Send>(data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync + Send) {
+    if alone(data, len) {
+        data.chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
+    } else {
+        data.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
+    }
+}
+
+/// [`share`], of two slices in step: `lens` are the chunks of each.
+pub(crate) fn share_both<T: Send, U: Send>(
+    first: &mut [T],
+    second: &mut [U],
+    lens: [usize; 2],
+    task: impl Fn(usize, &mut [T], &mut [U]) + Sync + Send,
+) {
+    let each = |(i, (a, b)): (usize, (&mut [T], &mut [U]))| task(i, a, b);
+    if alone(first, lens[0]) {
+        first.chunks_mut(lens[0]).zip(second.chunks_mut(lens[1])).enumerate().for_each(each);
+    } else {
+        first.par_chunks_mut(lens[0]).zip(second.par_chunks_mut(lens[1])).enumerate().for_each(each);
+    }
+}

@@ -1,0 +1,98 @@
+//! The CPU's kernels with every width of vectors that this processor has.
+
+use std::sync::Arc;
+
+use pulp::Arch;
+
+use super::*;
+use crate::exec::cpu::CpuExecutor;
+use crate::exec::{Executor, read_f32, reference, write_f32};
+use crate::kernels::FORCED;
+use crate::ops::checks::noise;
+use crate::ops::window::Padding;
+use crate::plan::Plan;
+
+/// A block and its two gradients in one graph.
+struct Example {
+    plan: Arc<Plan>,
+    leaves: [TensorId; 4],
+    roots: Vec<TensorId>,
+    batch: usize,
+}
+
+fn example(conv: Conv2d, [h, w, channels]: [usize; 3], kernel: [usize; 2], filters: usize, slices: usize, batch: usize) -> Example {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[h, w, channels])));
+    let weight = graph.input("w", TensorType::f32(Shape::fixed(&[kernel[0], kernel[1], channels, filters])));
+    let b = graph.input("b", TensorType::f32(Shape::fixed(&[filters])));
+    let y = graph.apply(Conv2dReluPool { conv }, &[x, weight, b]).unwrap();
+    let place = graph.extra_outputs(y)[0];
+    let dy = graph.input("dy", graph.ty(y));
+    let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input: [h, w] }, &[dy, y, place, weight]).unwrap();
+    let dw = graph.apply(Conv2dReluPoolWeightGrad { conv, kernel, slices }, &[x, dy, y, place]).unwrap();
+    let roots = vec![y, dx, dw, graph.extra_outputs(dw)[0]];
+    let plan = Arc::new(Plan::new(&graph, &roots, batch).unwrap());
+    Example { plan, leaves: [x, weight, b, dy], roots, batch }
+}
+
+/// Windows of one row and of several, panels of filters that are full and not, runs of every length that has a case of its own,
+/// patches that reach to the images' last element, padding, steps and holes.
+fn examples() -> Vec<Example> {
+    let plain = Conv2d::default();
+    let same = Conv2d { padding: Padding::Same, ..plain };
+    let wide = Conv2d { stride: [2, 3], dilation: [2, 2], padding: Padding::Same, ..plain };
+    let holes = Conv2d { dilation: [3, 1], ..plain };
+    vec![
+        example(plain, [32, 32, 3], [3, 3], 32, 5, 3),
+        example(plain, [15, 15, 32], [3, 3], 64, 3, 2),
+        example(plain, [6, 6, 64], [3, 3], 36, 2, 5),
+        example(same, [7, 9, 5], [5, 3], 4, 1, 4),
+        example(wide, [17, 23, 7], [3, 2], 20, 4, 3),
+        example(holes, [13, 6, 21], [3, 3], 68, 1, 1),
+        example(plain, [2, 3, 1], [1, 1], 8, 9, 6),
+        example(plain, [5, 5, 50], [2, 2], 44, 2, 2),
+    ]
+}
+
+/// Every result, by vectors so wide.
+fn run(example: &Example, values: &[Vec<f64>], arch: Arch) -> Vec<Vec<f32>> {
+    FORCED.set(Some(arch));
+    let mut exec = CpuExecutor::new(Some(1)).unwrap();
+    let id = exec.load(example.plan.clone()).unwrap();
+    for (&leaf, values) in example.leaves.iter().zip(values) {
+        write_f32(&mut exec, leaf, &values.iter().map(|&v| v as f32).collect::<Vec<_>>()).unwrap();
+    }
+    exec.poison(id).unwrap();
+    exec.run(id, &[example.batch]).unwrap();
+    FORCED.set(None);
+    example.roots.iter().map(|&root| read_f32(&mut exec, id, root, example.batch).unwrap()).collect()
+}
+
+#[test]
+fn any_width_of_vectors_gives_the_references_numbers_and_the_same_bits() {
+    let mut archs = vec![Arch::Scalar, Arch::new()];
+    #[cfg(target_arch = "x86_64")]
+    archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    for example in examples() {
+        let lens: Vec<usize> =
+            example.leaves.iter().map(|&leaf| example.plan.readable(leaf).unwrap().ty.shape.len(example.batch)).collect();
+        let drawn = |(seed, &len): (usize, &usize)| (0..len).map(|k| f64::from((noise(seed, k) - 0.5) as f32)).collect();
+        let values: Vec<Vec<f64>> = lens.iter().enumerate().map(drawn).collect();
+        let mut leaves = example.leaves.iter().copied().zip(values.iter().cloned()).collect();
+        let wanted = reference::run(&example.plan, &mut leaves, example.batch).unwrap();
+        let results: Vec<_> = archs.iter().map(|&arch| run(&example, &values, arch)).collect();
+        for (arch, results) in archs.iter().zip(&results) {
+            for (i, (root, got)) in example.roots.iter().zip(results).enumerate() {
+                let largest = wanted[root].iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+                for (got, want) in got.iter().zip(&wanted[root]) {
+                    assert!((f64::from(*got) - want).abs() <= 1e-5 * largest, "{arch:?}, result {i}: {got} for {want}");
+                }
+            }
+        }
+        // All but the images' gradient have one order of terms.
+        let bits = |results: &Vec<Vec<f32>>| [0, 2, 3].map(|i| results[i].iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+        for (arch, other) in archs.iter().zip(&results).skip(1) {
+            assert!(bits(&results[0]) == bits(other), "{arch:?} differs in its bits");
+        }
+    }
+}
