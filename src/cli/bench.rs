@@ -231,15 +231,18 @@ fn start(arguments: &Arguments, caches: &Path) -> LibraryResult<f64> {
 
 /// What the process does whose start is measured. Its images are the sample, so that no disk is measured.
 fn first_step(arguments: &Arguments) -> Result {
+    let began = Instant::now();
     let (exec, _) = arguments.device.open()?;
     let mut images = data::sample();
     images.train = bench::repeated(&images.train, arguments.batch_size);
     let model = cifar10_cnn(&images.train.classes);
     let config = TrainConfig { batch: arguments.batch_size, ..TrainConfig::default() };
     let mut session = Session::new(exec, &model, &images.train, &images.test, config)?;
+    log::debug!("loaded after {:.3} s", began.elapsed().as_secs_f64());
     session.start_epoch(0)?;
     session.train(0, 1)?;
     session.wait()?;
+    log::debug!("done after {:.3} s", began.elapsed().as_secs_f64());
     answer(FIRST_STEP)
 }
 

@@ -17,7 +17,7 @@ mod summary;
 mod train;
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -45,9 +45,10 @@ Examples:
 
 Exit codes: 0 done, 1 failed (one message on standard error says why), 2 wrong usage.
 Environment:
-  RUST_LOG             error, warn, info or debug; default warn
-  SHADERNET_CACHE      folder for downloads; default: the user's cache folder
-  SHADERNET_OFFLINE=1  never download";
+  RUST_LOG                    error, warn, info or debug; default warn
+  SHADERNET_CACHE             folder for downloads and compiled kernels; default: the user's cache folder
+  SHADERNET_KERNEL_CACHE=off  keep no compiled kernels
+  SHADERNET_OFFLINE=1         never download";
 
 #[derive(Subcommand)]
 enum Command {
@@ -157,7 +158,13 @@ impl Device {
         let adapters = if self.device == DeviceChoice::Cpu { Vec::new() } else { gpu::adapters() };
         let (index, why) = gpu::choose(&self.device, &adapters)?;
         let chosen = match index {
-            Some(index) => Chosen::Gpu(Gpu::open(index, checks)?),
+            Some(index) => {
+                let gpu = Gpu::open(index, checks)?;
+                Chosen::Gpu(match kernel_cache() {
+                    Some(folder) => gpu.with_cache(&folder),
+                    None => gpu,
+                })
+            }
             None => Chosen::Cpu(self.threads),
         };
         if self.threads.is_some() && index.is_some() {
@@ -171,6 +178,12 @@ impl Device {
         let (chosen, why) = self.choose(Checks::Off)?;
         Ok((chosen.executor()?, why))
     }
+}
+
+/// The folder in which compiled kernels and the choice among them are kept; none if the user wants none.
+fn kernel_cache() -> Option<PathBuf> {
+    let wanted = std::env::var_os("SHADERNET_KERNEL_CACHE").is_none_or(|value| value != "off");
+    wanted.then(data::cache::folder)?.map(|folder| folder.join("kernels"))
 }
 
 impl Chosen {

@@ -3,6 +3,7 @@
 //! All buffers, pipelines and bind groups are made when a plan is loaded. A run only records: set a pipeline, bind, say the
 //! batch, dispatch.
 
+mod cache;
 mod device;
 mod embed;
 mod memory;
@@ -11,6 +12,7 @@ mod profile;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
 
@@ -23,7 +25,7 @@ use crate::ops::{Launch, Style};
 use crate::plan::{Operand, Place, Plan, Step};
 use crate::shape::TensorType;
 use memory::Guard;
-use pipeline::{Pipeline, Pipelines};
+use pipeline::{Pipeline, Pipelines, Writable};
 
 /// Steps recorded into one submission. Enough to hide what a submission costs, few enough for a driver's watchdog.
 const STEPS_PER_SUBMISSION: usize = 16;
@@ -167,6 +169,15 @@ impl GpuExecutor {
         let slot = |(i, slot): (usize, &crate::plan::Slot)| memory::create(&self.gpu, &format!("slot {i}"), slot.bytes, self.guard);
         let slots = plan.slots().iter().enumerate().map(slot).collect::<Result<_>>()?;
         let mut loaded = Loaded { plan: plan.clone(), slots, dispatches: Vec::new() };
+        let launches: Vec<_> = plan.steps().iter().map(|step| (self.pick(step), writable(step))).collect();
+        let began = Instant::now();
+        let made = self.pipelines.make(&self.gpu, &launches)?;
+        log::debug!("{made} pipelines made in {:.3} s", began.elapsed().as_secs_f64());
+        if made > 0
+            && let Some(cache) = &self.gpu.cache
+        {
+            cache.keep(&self.gpu);
+        }
         for step in plan.steps() {
             let dispatch = self.dispatch(&loaded, step)?;
             loaded.dispatches.push(dispatch);
@@ -204,12 +215,10 @@ impl GpuExecutor {
         self.place(loaded, operand).as_entire_binding()
     }
 
-    fn dispatch(&mut self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
-        let updates = step.op.rules().updates();
-        let mut writable: Vec<bool> = (0..step.inputs.len()).map(|i| updates.contains(&i)).collect();
-        writable.extend(step.outputs().map(|_| true));
+    /// A step's dispatch, its pipeline being made.
+    fn dispatch(&self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
         let launch = self.pick(step);
-        let pipeline = self.pipelines.get(&self.gpu, launch, writable)?;
+        let pipeline = self.pipelines.get(launch, writable(step)).expect("the pipelines of a plan are made together");
         let operands = step.inputs.iter().copied().chain(step.outputs());
         let entries: Vec<_> = (0..)
             .zip(operands)
@@ -240,6 +249,12 @@ impl GpuExecutor {
         self.gpu.check_alive()?;
         polled.map(|_| ()).map_err(|error| self.gpu.lost(error.to_string()))
     }
+}
+
+/// Which of a step's bindings its kernel may write.
+fn writable(step: &Step) -> Writable {
+    let updates = step.op.rules().updates();
+    (0..step.inputs.len()).map(|i| updates.contains(&i)).chain(step.outputs().map(|_| true)).collect()
 }
 
 /// A count of workgroups as two extents, neither above the limit, their product at least the count.
