@@ -10,7 +10,7 @@ use crate::files::NamedTensor;
 use crate::graph::{Graph, TensorId};
 use crate::nn::Model;
 use crate::ops::Style;
-use crate::plan::Plan;
+use crate::plan::{Choices, Plan};
 
 /// A model ready to classify images.
 pub struct Predictor {
@@ -78,6 +78,11 @@ impl Predictor {
     /// The plan it runs.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The kernels picked for it, see [`Executor::chosen`].
+    pub fn chosen(&self) -> Choices {
+        self.exec.chosen(&self.plan)
     }
 
     /// Probabilities `[images, classes]` of images given as bytes `[images, H, W, C]`; each byte is divided by 255.

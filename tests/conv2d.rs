@@ -112,7 +112,7 @@ fn executors_pick_the_kernel_of_their_style_and_plans_show_all() {
     for gpu in shared_gpus() {
         for (style, kernel) in [(Style::Portable, "conv2d"), (Style::Registers, "conv2d_registers")] {
             let exec = GpuExecutor::new(gpu.clone().with_style(style));
-            assert_eq!(exec.pick(&plan.steps()[0]).kernel.name, kernel);
+            assert_eq!(exec.pick(&plan.steps()[0]).launch.kernel.name, kernel);
         }
     }
 }

@@ -16,7 +16,7 @@ use shadernet::graph::{Graph, TensorId};
 use shadernet::models::cifar10_cnn;
 use shadernet::ops::window::Padding;
 use shadernet::ops::{Adam, Conv2d, Conv2dInputGrad, Conv2dWeightGrad, FmaChains, GatherImages, Matmul, Op};
-use shadernet::plan::Plan;
+use shadernet::plan::{Choices, Plan};
 use shadernet::shape::{Shape, TensorType};
 use shadernet::train::{Session, TrainConfig};
 
@@ -30,7 +30,7 @@ fn check_runs(runs: &[RunTimes], plan: &Plan, batches: &[usize], device: &str) {
         let sum: u64 = run.steps.iter().map(|[begin, end]| end - begin).sum();
         assert!(0 < sum && sum <= run.span(), "{device}: {sum} of {}", run.span());
     }
-    let profile = Profile::new(plan, runs.to_vec());
+    let profile = Profile::new(plan, &Choices::default(), runs.to_vec());
     assert_eq!(profile.steps.len(), plan.steps().len());
     assert_eq!(profile.by_kernel().iter().map(|row| row.calls).sum::<usize>(), plan.steps().len());
     let (rows, total) = (profile.by_kernel(), profile.total());

@@ -57,7 +57,7 @@ pub fn profile_training(session: &mut Session, steps: usize) -> Result<Measured>
     }
     // The clock goes back to where an epoch can begin.
     session.start_epoch(0)?;
-    Ok(Measured { profile: Profile::new(session.plans()[0], runs), wall_ns: wall_ns / steps as f64 })
+    Ok(Measured { profile: Profile::new(session.plans()[0], &session.chosen(), runs), wall_ns: wall_ns / steps as f64 })
 }
 
 /// Profiles so many evaluation steps with whole batches, or as many as the test images make. Not profiled, a whole evaluation is
@@ -75,7 +75,7 @@ pub fn profile_evaluation(session: &mut Session, steps: usize) -> Result<Measure
     let batch = runs[0].batch;
     runs.retain(|run| run.batch == batch);
     runs.truncate(steps);
-    Ok(Measured { profile: Profile::new(session.plans()[1], runs), wall_ns })
+    Ok(Measured { profile: Profile::new(session.plans()[1], &session.chosen(), runs), wall_ns })
 }
 
 /// Profiles so many predictions of one batch of images, bytes `[N, H, W, C]` of no more images than the predictor takes at once.
@@ -92,7 +92,7 @@ pub fn profile_prediction(predictor: &mut Predictor, images: &[u8], runs: usize)
     }
     let wall_ns = began.elapsed().as_nanos() as f64 / runs as f64;
     let runs = predictor.profile(images, runs)?;
-    Ok(Measured { profile: Profile::new(predictor.plan(), runs), wall_ns })
+    Ok(Measured { profile: Profile::new(predictor.plan(), &predictor.chosen(), runs), wall_ns })
 }
 
 /// One epoch of training.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use shadernet::bench::{self, Epoch, Inference, Measured};
 use shadernet::data::{self, Origin, Splits};
@@ -177,7 +177,7 @@ fn fill(splits: &mut Splits, arguments: &Arguments) -> String {
 fn allocator_bytes(chosen: &Chosen) -> Option<[u64; 2]> {
     match chosen {
         Chosen::Cpu(_) => None,
-        Chosen::Gpu(gpu) => gpu.allocator_bytes(),
+        Chosen::Gpu(gpu, _) => gpu.allocator_bytes(),
     }
 }
 
@@ -209,6 +209,8 @@ fn start(arguments: &Arguments, caches: &Path) -> LibraryResult<f64> {
         DeviceChoice::Named(name) => name,
     };
     command.args(["bench", "--first-step", "--device", device, "--batch-size", &arguments.batch_size.to_string()]);
+    let tune = arguments.device.tune.to_possible_value();
+    command.args(["--tune", tune.as_ref().map_or("off", |value| value.get_name())]);
     if let Some(threads) = arguments.device.threads {
         command.args(["--threads", &threads.to_string()]);
     }
@@ -231,15 +233,18 @@ fn start(arguments: &Arguments, caches: &Path) -> LibraryResult<f64> {
 
 /// What the process does whose start is measured. Its images are the sample, so that no disk is measured.
 fn first_step(arguments: &Arguments) -> Result {
+    let began = Instant::now();
     let (exec, _) = arguments.device.open()?;
     let mut images = data::sample();
     images.train = bench::repeated(&images.train, arguments.batch_size);
     let model = cifar10_cnn(&images.train.classes);
     let config = TrainConfig { batch: arguments.batch_size, ..TrainConfig::default() };
     let mut session = Session::new(exec, &model, &images.train, &images.test, config)?;
+    log::debug!("loaded after {:.3} s", began.elapsed().as_secs_f64());
     session.start_epoch(0)?;
     session.train(0, 1)?;
     session.wait()?;
+    log::debug!("done after {:.3} s", began.elapsed().as_secs_f64());
     answer(FIRST_STEP)
 }
 

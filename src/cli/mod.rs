@@ -17,16 +17,19 @@ mod summary;
 mod train;
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use shadernet::exec::Executor;
 use shadernet::exec::cpu::CpuExecutor;
 use shadernet::exec::gpu::{self, Checks, DeviceChoice, Gpu, GpuExecutor};
+use shadernet::exec::tune::{Tune, Tuning};
 use shadernet::files::{NamedTensor, load_model};
 use shadernet::models::cifar10_cnn;
 use shadernet::nn::Model;
+use shadernet::plan::{Choices, Plan};
 use shadernet::{Error, data};
 
 /// Train and run convolutional networks with hand-written WGSL kernels, on any GPU, or on the CPU.
@@ -45,9 +48,10 @@ Examples:
 
 Exit codes: 0 done, 1 failed (one message on standard error says why), 2 wrong usage.
 Environment:
-  RUST_LOG             error, warn, info or debug; default warn
-  SHADERNET_CACHE      folder for downloads; default: the user's cache folder
-  SHADERNET_OFFLINE=1  never download";
+  RUST_LOG                    error, warn, info or debug; default warn
+  SHADERNET_CACHE             folder for downloads and compiled kernels; default: the user's cache folder
+  SHADERNET_KERNEL_CACHE=off  keep no compiled kernels
+  SHADERNET_OFFLINE=1         never download";
 
 #[derive(Subcommand)]
 enum Command {
@@ -142,12 +146,24 @@ struct Device {
     /// Threads of the CPU path [default: one for each core].
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// How a GPU's kernels are chosen among those that compute the same: `off` (by the kind of adapter), `quick` (by what was found
+    /// out before; what is new is tried once, for a second at most, but not on software adapters), `full` (all are tried at length,
+    /// for two minutes at most). What is found out is kept in the cache folder.
+    #[arg(long, value_enum, default_value_t = Tuned::Quick, value_name = "HOW")]
+    tune: Tuned,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tuned {
+    Off,
+    Quick,
+    Full,
 }
 
 /// A device that a choice came to, ready to open as often as needed.
 enum Chosen {
     Cpu(Option<usize>),
-    Gpu(Gpu),
+    Gpu(Gpu, Tuning),
 }
 
 impl Device {
@@ -157,13 +173,34 @@ impl Device {
         let adapters = if self.device == DeviceChoice::Cpu { Vec::new() } else { gpu::adapters() };
         let (index, why) = gpu::choose(&self.device, &adapters)?;
         let chosen = match index {
-            Some(index) => Chosen::Gpu(Gpu::open(index, checks)?),
+            Some(index) => {
+                let (gpu, folder) = (Gpu::open(index, checks)?, kernel_cache());
+                let gpu = match &folder {
+                    Some(folder) => gpu.with_cache(folder),
+                    None => gpu,
+                };
+                let tune = match self.tune {
+                    Tuned::Off => Tune::Off,
+                    Tuned::Quick => Tune::Quick,
+                    Tuned::Full => Tune::Full,
+                };
+                Chosen::Gpu(gpu, Tuning { tune, folder, time: tune.time(), tell: progress::remark })
+            }
             None => Chosen::Cpu(self.threads),
         };
         if self.threads.is_some() && index.is_some() {
             log::warn!("--threads has no effect on a GPU");
         }
         Ok((chosen, why))
+    }
+
+    /// A device for which kernels are chosen by what is known, and nothing is tried.
+    fn known(device: DeviceChoice) -> Result<Chosen, Error> {
+        let (mut chosen, _) = Self { device, threads: None, tune: Tuned::Quick }.choose(Checks::Off)?;
+        if let Chosen::Gpu(_, tuning) = &mut chosen {
+            tuning.time = Duration::ZERO;
+        }
+        Ok(chosen)
     }
 
     /// An executor on it, and why it is that device.
@@ -173,20 +210,49 @@ impl Device {
     }
 }
 
+/// The folder in which compiled kernels and the choice among them are kept; none if the user wants none.
+fn kernel_cache() -> Option<PathBuf> {
+    let wanted = std::env::var_os("SHADERNET_KERNEL_CACHE").is_none_or(|value| value != "off");
+    wanted.then(data::cache::folder)?.map(|folder| folder.join("kernels"))
+}
+
 impl Chosen {
     /// The driver of a GPU, the processor's name otherwise, if the system tells.
     fn driver(&self) -> Option<String> {
         match self {
             Self::Cpu(_) => shadernet::bench::processor(),
-            Self::Gpu(gpu) => Some(gpu.driver()),
+            Self::Gpu(gpu, _) => Some(gpu.driver()),
         }
     }
 
     fn executor(&self) -> Result<Box<dyn Executor>, Error> {
         Ok(match self {
             Self::Cpu(threads) => Box::new(CpuExecutor::new(*threads)?),
-            Self::Gpu(gpu) => Box::new(GpuExecutor::new(gpu.clone())),
+            Self::Gpu(gpu, tuning) => Box::new(GpuExecutor::new(gpu.clone()).with_tuning(tuning.clone())),
         })
+    }
+
+    /// What an executor on it would pick for these plans.
+    fn choices<'a>(&self, plans: impl Iterator<Item = &'a Plan>) -> Result<Choices, Error> {
+        let mut choices = Choices::default();
+        if let Self::Gpu(gpu, tuning) = self {
+            let mut exec = GpuExecutor::new(gpu.clone()).with_tuning(tuning.clone());
+            for plan in plans {
+                exec.settle(plan)?;
+                choices.extend(exec.chosen(plan));
+            }
+        }
+        Ok(choices)
+    }
+
+    /// An executor that picks these kernels.
+    fn with(&self, choices: &Choices) -> Result<Box<dyn Executor>, Error> {
+        let mut exec: Box<dyn Executor> = match self {
+            Self::Cpu(_) => self.executor()?,
+            Self::Gpu(gpu, _) => Box::new(GpuExecutor::new(gpu.clone())),
+        };
+        exec.choose(choices);
+        Ok(exec)
     }
 }
 

@@ -13,7 +13,7 @@ use super::{Device, Failure, Result, answer, answer_json, batch_size, complain, 
 
 /// Run every kernel of training and inference against its plain reference on a device.
 ///
-/// Each distinct step of the plans runs alone on drawn numbers. The error is in units of what rounding may come to: above 1 is
+/// Each distinct step of the plans, with the kernel that is picked for it, runs alone on drawn numbers. The error is in units of what rounding may come to: above 1 is
 /// a failure, and ends in exit code 1.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  shadernet selftest\n  shadernet selftest --device llvmpipe --checked")]
@@ -33,14 +33,15 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Images of the small data set, and what one buffer holds in the second pair of plans: there it is cut in two.
-const IMAGES: [usize; 2] = [40, 24];
-const IMAGES_A_BUFFER: u64 = 20;
+/// Images of the small data set: enough for the steps that training and validation make, so that the kernels picked for those are
+/// judged. And what one buffer holds in the second pair of plans: there it is cut in two and in four.
+const IMAGES: [usize; 2] = [128, 256];
+const IMAGES_A_BUFFER: u64 = 64;
 
 /// Runs the command.
 pub(super) fn run(arguments: &Arguments) -> Result {
     let (model, _) = model_or_builtin(arguments.model.as_deref())?;
-    let config = TrainConfig { batch: arguments.batch_size.min(IMAGES[0]), ..TrainConfig::default() };
+    let config = TrainConfig::default();
     let image = model.input.iter().product::<usize>() as u64;
     let checks = if arguments.checked { Checks::On } else { Checks::Off };
     let (chosen, why) = arguments.device.choose(checks)?;
@@ -49,10 +50,11 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     drop(exec);
     let whole = training_plans(&model, IMAGES, &config, u64::MAX, style)?;
     let cut = training_plans(&model, IMAGES, &config, IMAGES_A_BUFFER * image, style)?;
-    let inference = Predictor::plan_of(&model, arguments.batch_size, style)?;
+    let inference = Predictor::plan_of(&model, config.batch, style)?;
     let plans: Vec<_> = whole.iter().chain(&cut).chain([&inference]).collect();
 
-    let verdicts = selftest(&mut || chosen.executor(), &plans, arguments.batch_size)?;
+    let choices = chosen.choices(plans.iter().copied())?;
+    let verdicts = selftest(&mut || chosen.with(&choices), &plans, arguments.batch_size)?;
     let failed = verdicts.iter().filter(|verdict| verdict.problem.is_some()).count();
     if arguments.json {
         let (checked, passed) = (arguments.checked, failed == 0);

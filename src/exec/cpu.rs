@@ -80,6 +80,11 @@ impl Executor for CpuExecutor {
         format!("cpu ({} threads)", self.threads())
     }
 
+    /// The number of threads changes no bit; the width of the processor's vectors does.
+    fn identity(&self) -> String {
+        format!("cpu, {}, {:?}", std::env::consts::ARCH, pulp::Arch::new())
+    }
+
     fn max_tensor_bytes(&self) -> u64 {
         isize::MAX as u64
     }

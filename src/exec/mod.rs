@@ -2,14 +2,16 @@
 //!
 //! Running a plan decides nothing: kernels, memory and order are the plan's. [`cpu`] is the product's path for machines
 //! without a GPU, [`gpu`] replays the WGSL kernels, and [`reference`](mod@reference) runs the operators' plain loop nests that judge both.
-//! [`profile`] is what the executors' clocks say of each step, [`ceiling`] what a device can do at most.
+//! [`tune`] finds out which of a step's kernels is the fastest, [`profile`] is what the executors' clocks say of each step, [`ceiling`] what a device can do at most.
 
+mod alone;
 pub mod ceiling;
 pub mod cpu;
 pub mod gpu;
 pub mod profile;
 pub mod reference;
 pub mod selftest;
+pub mod tune;
 
 use std::sync::Arc;
 
@@ -19,8 +21,8 @@ use self::gpu::{Checks, DeviceChoice, Gpu, GpuExecutor};
 use self::profile::RunTimes;
 use crate::error::{Error, Result};
 use crate::graph::{Init, Role, TensorId};
-use crate::ops::{Launch, Style};
-use crate::plan::{Operand, Plan, Step};
+use crate::ops::Style;
+use crate::plan::{Candidate, Choices, Operand, Plan, Step};
 use crate::shape::{DType, TensorType};
 
 /// The word that poisons memory: NaN as a float, 2³² - 1 as an integer, 255 in each byte.
@@ -43,9 +45,23 @@ pub trait Executor: Send {
         Style::Portable
     }
 
+    /// Device and driver: with the same plan and the same kernels picked, the same here means the same bits.
+    fn identity(&self) -> String {
+        self.device()
+    }
+
     /// Which of a step's kernels this executor runs, if it runs WGSL.
-    fn pick<'a>(&self, step: &'a Step) -> &'a Launch {
-        &step.launch
+    fn pick<'a>(&self, step: &'a Step) -> Candidate<'a> {
+        step.of_style(self.style())
+    }
+
+    /// Kernels to pick where plans loaded from now on have steps of these keys, whatever the executor would pick by itself. One
+    /// that runs no WGSL does not mind.
+    fn choose(&mut self, _choices: &Choices) {}
+
+    /// What was picked for the steps of a plan that leave a choice; nothing by an executor that runs no WGSL.
+    fn chosen(&self, _plan: &Plan) -> Choices {
+        Choices::default()
     }
 
     /// Allocates what the plan needs and makes its pipelines. Leaves that are new start as their roles say.

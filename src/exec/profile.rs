@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::json;
 
-use crate::plan::Plan;
+use crate::plan::{Choices, Plan};
 
 /// One run of a plan, timed. Times are in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,13 +66,14 @@ impl StepTime {
 }
 
 impl Profile {
-    /// What came out of runs of `plan`, all of one batch.
-    pub fn new(plan: &Plan, runs: Vec<RunTimes>) -> Self {
+    /// What came out of runs of `plan`, all of one batch, with these kernels picked
+    /// ([`Executor::chosen`](super::Executor::chosen)).
+    pub fn new(plan: &Plan, chosen: &Choices, runs: Vec<RunTimes>) -> Self {
         let batch = runs.first().map_or(0, |run| run.batch);
         let time = |i: usize| median(runs.iter().map(|run| run.steps[i][1].saturating_sub(run.steps[i][0]) as f64));
         let step = |(i, step): (usize, &crate::plan::Step)| StepTime {
             layer: step.label.clone(),
-            kernel: step.launch.kernel.name.to_owned(),
+            kernel: chosen.of(step).map_or(step.launch.kernel.name, |picked| picked.name).to_owned(),
             calls: 1,
             ns: time(i),
             flops: step.flops(batch),
@@ -177,7 +178,7 @@ mod tests {
         let sum = graph.sum(z, &[0, 1]).unwrap();
         let plan = Plan::new(&graph, &[sum], 4).unwrap();
         let run = |slow: u64| RunTimes { batch: 4, steps: vec![[0, 10], [10, 20], [25, 25 + slow]], host: slow };
-        let profile = Profile::new(&plan, vec![run(30), run(90), run(40)]);
+        let profile = Profile::new(&plan, &Choices::default(), vec![run(30), run(90), run(40)]);
         let rows = profile.by_kernel();
         let found: Vec<_> = rows.iter().map(|row| (row.layer.as_str(), row.calls, row.ns, row.flops, row.bytes)).collect();
         assert_eq!(found, [("b", 1, 40.0, 40, 164), ("a", 2, 20.0, 80, 640)]);

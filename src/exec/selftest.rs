@@ -7,13 +7,12 @@
 //! The drawn numbers and the comparison are public, so that tests of kernels need no second copy of them.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Executor, POISON, reference};
+use super::Executor;
+use super::alone::{Alone, Written, verdict};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Init, TensorId};
 use crate::ops::Op;
 use crate::plan::{Plan, Step};
 use crate::shape::{DType, TensorType};
@@ -40,7 +39,7 @@ pub struct Verdict {
     pub problem: Option<String>,
 }
 
-/// Runs every distinct step (operator, operand types, constants) of `plans` alone, at `batch` images, on an executor of its
+/// Runs every distinct step (operator, operand types, constants, kernel picked) of `plans` alone, at `batch` images, on an executor of its
 /// own from `make`, with the kernel which that one picks, and compares all that it writes with
 /// [`Rules::reference`](crate::ops::Rules::reference). The result is in the order of the plans.
 ///
@@ -54,11 +53,11 @@ pub fn selftest(make: &mut dyn FnMut() -> Result<Box<dyn Executor>>, plans: &[&P
     if batch == 0 {
         return Err(Error::invalid("the batch of a self-test", batch, "at least 1"));
     }
-    let mut seen = HashSet::new();
+    let (mut seen, picks) = (HashSet::new(), make()?);
     let mut verdicts = Vec::new();
     for step in plans.iter().flat_map(|plan| plan.steps()) {
         let constants: Vec<_> = step.launch.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        if seen.insert((format!("{:?}", step.op), step.launch.kernel, constants, step.input_types())) {
+        if seen.insert((format!("{:?}", step.op), picks.pick(step).name, constants, step.input_types())) {
             verdicts.push(judge(make()?.as_mut(), step, batch)?);
         }
     }
@@ -71,7 +70,7 @@ fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> 
     let results: Vec<String> = step.outputs().map(|output| output.ty.to_string()).collect();
     let result = if results.is_empty() { "in place".to_owned() } else { results.join(" · ") };
     let shapes = format!("{} -> {result}", operands.join(" · "));
-    let kernel = exec.pick(step).kernel.name.to_owned();
+    let kernel = exec.pick(step).name.to_owned();
 
     let elements: usize = types.iter().copied().chain(step.outputs().map(|output| output.ty)).map(|ty| ty.shape.len(batch)).sum();
     if elements > MAX_ELEMENTS {
@@ -79,75 +78,18 @@ fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> 
         return Err(Error::invalid(format!("elements of {} in the self-test, {shapes}", step.title()), elements, expected));
     }
 
-    let (worst, problem) = match compute(exec, &step.op, &types, batch) {
-        Ok(results) => {
-            let tolerance = tolerance(&step.op, &types, batch);
-            let errors = results.iter().map(|result| (result, largest(&result.got, &result.want, tolerance).0));
-            let worst = errors.clone().map(|(_, error)| error).fold(0.0, f64::max);
-            let problem = results.iter().find_map(|result| {
-                let wrong = compare(&result.got, &result.want, tolerance).err();
-                wrong.or_else(|| result.spilled.then(|| "images beyond the batch were written".to_owned())).map(|e| (&result.what, e))
-            });
-            (worst, problem.map(|(what, e)| format!("{what}: {e}")))
-        }
+    let alone = Alone::new(step, batch + 1)?; // room for an image that no kernel may write
+    let mut compute = || -> Result<Vec<Written>> {
+        let id = exec.load(alone.plan.clone())?;
+        alone.judge(exec, id, &alone.draw(batch)?)
+    };
+    let (worst, problem) = match compute() {
+        Ok(results) => verdict(&results, tolerance(&step.op, &types, batch)),
         Err(Error::Kernel { reason, .. }) => (f64::INFINITY, Some(format!("the kernel is refused: {reason}"))),
         Err(error) => return Err(error),
     };
     let problem = problem.map(|e| format!("{} ({shapes}): kernel {kernel} on {}: {e}", step.title(), exec.device()));
     Ok(Verdict { kernel, step: step.title(), shapes, worst, problem })
-}
-
-/// Something a step wrote, beside what it should have written.
-struct Written {
-    what: String,
-    got: Vec<f64>,
-    want: Vec<f64>,
-    /// Whether memory after the last image of the batch changed.
-    spilled: bool,
-}
-
-/// Runs the operator alone, by the executor and by the reference.
-fn compute(exec: &mut dyn Executor, op: &Op, types: &[TensorType], batch: usize) -> Result<Vec<Written>> {
-    let rules = op.rules();
-    let capacity = batch + 1; // room for an image that no kernel may write
-    let mut graph = Graph::new();
-    let leaf = |(i, ty): (usize, &TensorType)| match rules.updates().contains(&i) {
-        true if ty.dtype == DType::F32 => graph.param(&format!("operand {i}"), ty.shape, Init::Fill(0.0)),
-        true => graph.state(&format!("operand {i}"), *ty, 0.0),
-        false => graph.input(&format!("operand {i}"), *ty),
-    };
-    let leaves: Vec<TensorId> = types.iter().enumerate().map(leaf).collect();
-    let root = graph.apply(op.clone(), &leaves)?;
-    let outputs: Vec<TensorId> = std::iter::once(root).chain(graph.extra_outputs(root)).collect();
-    let plan = Arc::new(Plan::new(&graph, &outputs, capacity)?);
-
-    let values: Vec<Vec<f64>> = (0..types.len()).map(|i| sample(types[i], rules.domain(i, types), batch, 77 + i as u64)).collect();
-    let id = exec.load(plan.clone())?;
-    for ((&leaf, ty), value) in leaves.iter().zip(types).zip(&values).filter(|(_, value)| !value.is_empty()) {
-        exec.write(leaf, &to_bytes(value, ty.dtype))?;
-    }
-    exec.poison(id)?;
-    exec.run(id, &[batch])?;
-
-    let mut judged: reference::Leaves = leaves.iter().copied().zip(values).collect();
-    let mut wanted = reference::run(&plan, &mut judged, batch)?;
-    let mut results = Vec::new();
-    for &i in rules.updates() {
-        let got = from_bytes(&exec.read(id, leaves[i], batch)?, types[i].dtype);
-        let want = judged.remove(&leaves[i]).unwrap_or_default();
-        results.push(Written { what: format!("operand {i}"), got, want, spilled: false });
-    }
-    for (i, output) in outputs.into_iter().enumerate() {
-        let Some(want) = wanted.remove(&output) else { continue };
-        let ty = graph.ty(output);
-        let bytes = exec.read(id, output, capacity)?;
-        let (got, beyond) = bytes.split_at((ty.shape.len(batch) * ty.dtype.size()).min(bytes.len()));
-        // Bytes share a word with the batch's last ones, so they are not judged.
-        let spilled = ty.dtype != DType::U8 && beyond.chunks_exact(4).any(|word| word != POISON.to_ne_bytes());
-        let what = if i == 0 { "output".to_owned() } else { format!("extra output {}", i - 1) };
-        results.push(Written { what, got: from_bytes(got, ty.dtype), want, spilled });
-    }
-    Ok(results)
 }
 
 /// What an operator's result may be off, relative to values above 1 and absolute below.
@@ -207,7 +149,7 @@ pub fn compare(got: &[f64], want: &[f64], tolerance: f64) -> Result<f64, String>
 }
 
 /// The largest difference in units of the tolerance, and where it is; infinite for NaN and for lengths that disagree.
-fn largest(got: &[f64], want: &[f64], tolerance: f64) -> (f64, usize) {
+pub(super) fn largest(got: &[f64], want: &[f64], tolerance: f64) -> (f64, usize) {
     if got.len() != want.len() {
         return (f64::INFINITY, got.len().min(want.len()));
     }

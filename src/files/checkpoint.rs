@@ -21,7 +21,7 @@ use super::read_whole;
 use crate::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"SHADERNT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 20;
 const CHECKSUM: usize = 4;
 /// The largest body, in bytes.
@@ -108,7 +108,8 @@ fn body_of<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
     };
     let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
     if version != VERSION {
-        return refuse(format!("format version {version}"), &format!("version {VERSION}; a newer program wrote it, or it is damaged"));
+        let writer = if version < VERSION { "an older program" } else { "a newer program" };
+        return refuse(format!("format version {version}"), &format!("version {VERSION}; {writer} wrote it, or it is damaged"));
     }
     let mut length = [0; 8];
     length.copy_from_slice(&header[12..]);

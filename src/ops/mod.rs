@@ -128,6 +128,8 @@ impl fmt::Display for Style {
 /// Another way to compute what [`Rules::launch`] does: same operands, same result within the same tolerance.
 #[derive(Clone, Debug)]
 pub struct Variant {
+    /// Tells it from the operator's other kernels: the name of its own, and where several launch that one, what tells them apart.
+    pub name: String,
     /// What it is good for.
     pub style: Style,
     /// The dispatch.
@@ -137,7 +139,7 @@ pub struct Variant {
 impl Variant {
     /// A launch of registers alone, for an operator that has none other.
     pub(crate) fn registers(launch: Launch) -> Vec<Self> {
-        vec![Self { style: Style::Registers, launch }]
+        vec![Self { name: launch.kernel.name.to_owned(), style: Style::Registers, launch }]
     }
 
     /// A kernel that takes four neighbouring elements where that of `one` takes one, if `len` elements come in fours.

@@ -4,11 +4,14 @@
 //! out, so one graph can hold training, evaluation and prediction, and each gets a plan of its own by naming its roots.
 //! [`Plan::new`] plans the graph as it stands; [`Plan::fused`] lets kernels do several of its operators in one go.
 
+mod choices;
 mod fuse;
+mod listing;
 mod memory;
 mod verify;
 
-use std::fmt;
+pub use choices::Choices;
+pub use listing::Listing;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Role, TensorId};
@@ -52,8 +55,22 @@ pub struct Step {
     pub extra: Vec<Operand>,
     /// The portable kernel with its constants and workgroups.
     pub launch: Launch,
-    /// Other kernels that do the same; an executor picks one ([`Step::launch_of`]).
+    /// Other kernels that do the same; an executor picks one of all ([`Step::candidates`]).
     pub variants: Vec<Variant>,
+    /// Under what a choice among them is kept; empty where there is none to make. The same for every step whose kernels would take
+    /// the same time.
+    pub key: String,
+}
+
+/// One of a step's kernels.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Unique within the step.
+    pub name: &'a str,
+    /// What it is good for.
+    pub style: Style,
+    /// The dispatch.
+    pub launch: &'a Launch,
 }
 
 impl Step {
@@ -75,11 +92,6 @@ impl Step {
     /// Bytes that a run of this batch has to move, see [`Rules::bytes_moved`](crate::ops::Rules::bytes_moved).
     pub fn bytes_moved(&self, batch: usize) -> u64 {
         self.op.rules().bytes_moved(&self.input_types(), batch)
-    }
-
-    /// The launch of this style if the step has one, else the portable one.
-    pub fn launch_of(&self, style: Style) -> &Launch {
-        self.variants.iter().find(|variant| variant.style == style).map_or(&self.launch, |variant| &variant.launch)
     }
 
     /// `label: operator`, for messages.
@@ -153,7 +165,8 @@ impl Plan {
             let variants = op.rules().variants(&types, node.ty);
             let output = (node.role != Role::Effect).then(|| operand(id));
             let extra = graph.extra_outputs(id).into_iter().map(operand).collect();
-            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, extra, launch, variants });
+            let key = choices::key(op, &types, capacity, &launch, &variants);
+            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, extra, launch, variants, key });
         }
         let plan = Self { capacity, steps, slots: placed.slots, leaves, roots: roots.to_vec(), places: placed.operands };
         plan.verify().map_err(|problem| Error::invalid("a plan", problem, "operators that do not read what they update"))?;
@@ -191,6 +204,12 @@ impl Plan {
             Style::Portable => Self::fused(graph, roots, capacity),
             Style::Registers => Self::new(graph, roots, capacity),
         }
+    }
+
+    /// The same plan of one step with the key of a step that is like it in all but the capacity, so that the same kernel is picked.
+    pub(crate) fn posing_as(mut self, step: &Step) -> Self {
+        self.steps.iter_mut().for_each(|own| own.key.clone_from(&step.key));
+        self
     }
 
     /// The most images a run may have.
@@ -249,36 +268,4 @@ fn needed(graph: &Graph, roots: &[TensorId]) -> Vec<bool> {
         }
     }
     needed
-}
-
-/// The dispatch list: kernel, shapes, workgroups at capacity, slots and bytes. A step's portable kernel comes first, and below
-/// it the others that an executor may pick in its place.
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = |operand: &Operand| match operand.place {
-            Place::Leaf(_) => format!("{}", operand.ty),
-            Place::Slot(slot) => format!("{}@{slot}", operand.ty),
-        };
-        let kernels = self.steps.iter().flat_map(|step| std::iter::once(&step.launch).chain(step.variants.iter().map(|v| &v.launch)));
-        let wide = kernels.map(|launch| launch.kernel.name.len()).max().unwrap_or(0);
-        writeln!(f, "{:>3}  {:<20} {:<wide$} {:>10}  operands -> result, `@` and the slot", "#", "layer", "kernel", "workgroups")?;
-        for (i, step) in self.steps.iter().enumerate() {
-            let operands: Vec<String> = step.inputs.iter().map(place).collect();
-            let results: Vec<String> = step.outputs().map(|operand| place(&operand)).collect();
-            let result = if results.is_empty() { "(in place)".to_owned() } else { results.join(" · ") };
-            let count = step.launch.workgroups.count(self.capacity);
-            writeln!(f, "{i:>3}  {:<20} {:<wide$} {count:>10}  {} -> {result}", step.label, step.launch.kernel.name, operands.join(" · "))?;
-            for Variant { style, launch } in &step.variants {
-                let count = launch.workgroups.count(self.capacity);
-                writeln!(f, "     {:<20} {:<wide$} {count:>10}", format!("or {style}"), launch.kernel.name)?;
-            }
-        }
-        writeln!(f, "\n{:>4}  {:>12}  values", "slot", "bytes")?;
-        for (i, slot) in self.slots.iter().enumerate() {
-            writeln!(f, "{i:>4}  {:>12}  {}", slot.bytes, slot.tensors.len())?;
-        }
-        writeln!(f, "\ncapacity    {:>12} images", self.capacity)?;
-        writeln!(f, "slots       {:>12} bytes in {}", self.slot_bytes(), self.slots.len())?;
-        write!(f, "leaves      {:>12} bytes in {}", self.leaf_bytes(), self.leaves.len())
-    }
 }

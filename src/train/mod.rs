@@ -19,7 +19,7 @@ use crate::nn::Model;
 use crate::ops::Adam;
 pub use program::training_plans;
 pub use session::{Metrics, Session, Snapshot};
-use state::{Progress, Run};
+use state::{Machine, Progress, Run};
 
 /// How to train.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,6 +138,7 @@ pub struct Trainer {
     model: Model,
     config: TrainConfig,
     run: Run,
+    machine: Machine,
     folder: Option<CheckpointDir>,
     /// The state last taken to the host: what a checkpoint holds, and where the search for a NaN starts.
     progress: Progress,
@@ -159,14 +160,20 @@ impl Trainer {
         config.check()?;
         let folder = config.checkpoint_dir.as_deref().map(CheckpointDir::open).transpose()?;
         let run = Run::new(&model, &config, train, test);
-        let mut session = Session::new(exec, &model, train, test, config.clone())?;
         let saved = match &folder {
             Some(folder) if config.resume => state::load(folder, &run)?,
             _ => None,
         };
+        let mut exec = exec;
+        if let Some((before, _)) = &saved {
+            before.prepare(exec.as_mut());
+        }
+        let mut session = Session::new(exec, &model, train, test, config.clone())?;
+        let machine = Machine::of(&session);
         let resumed = saved.is_some();
         let mut progress = match saved {
-            Some(progress) => {
+            Some((before, progress)) => {
+                before.compare(&machine);
                 session.restore(&progress.snapshot, progress.epochs)?;
                 progress
             }
@@ -176,7 +183,7 @@ impl Trainer {
             }
         };
         progress.history.device = session.device();
-        Ok(Self { session, model, config, run, folder, progress, resumed, stop: false, chunk: 1 })
+        Ok(Self { session, model, config, run, machine, folder, progress, resumed, stop: false, chunk: 1 })
     }
 
     /// Where training goes on from a checkpoint, if it does: whole epochs, and steps of the next, that are done.
@@ -304,7 +311,7 @@ impl Trainer {
 
     fn write_checkpoint(&self) -> Result<()> {
         match &self.folder {
-            Some(folder) => state::save(folder, &self.run, &self.progress),
+            Some(folder) => state::save(folder, &self.run, &self.machine, &self.progress),
             None => Ok(()),
         }
     }

@@ -15,7 +15,7 @@ use crate::exec::profile::RunTimes;
 use crate::exec::{Executor, PlanId, read_f32, read_u32, write_f32, write_u32};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{self, Model, Network};
-use crate::plan::Plan;
+use crate::plan::{Choices, Plan};
 
 /// Loss and accuracy over a number of images.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -103,6 +103,18 @@ impl Session {
     /// The plans of a training step and of an evaluation step.
     pub fn plans(&self) -> [&Plan; 2] {
         [&self.plans[0], &self.plans[1]]
+    }
+
+    /// The kernels picked for both, see [`Executor::chosen`].
+    pub fn chosen(&self) -> Choices {
+        let [mut training, evaluation] = self.plans.each_ref().map(|plan| self.exec.chosen(plan));
+        training.extend(evaluation);
+        training
+    }
+
+    /// Device and driver, see [`Executor::identity`].
+    pub fn identity(&self) -> String {
+        self.exec.identity()
     }
 
     /// Bytes the session holds on the device.

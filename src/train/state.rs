@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Snapshot, TrainConfig};
+use super::{Session, Snapshot, TrainConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::exec::Executor;
 use crate::files::{CheckpointDir, History};
 use crate::nn::Model;
+use crate::plan::Choices;
 
 /// What makes a run this run: two that agree here end in the same bits on the same device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,33 +72,66 @@ pub(super) struct Progress {
     pub(super) snapshot: Snapshot,
 }
 
+/// What a run's bits depend on beside the [`Run`]: where it is, and by which kernels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Machine {
+    device: String,
+    choices: Choices,
+}
+
+impl Machine {
+    /// That of a session.
+    pub(super) fn of(session: &Session) -> Self {
+        Self { device: session.identity(), choices: session.chosen() }
+    }
+
+    /// Has the executor that is to go on pick the kernels that the run has had, if it is on the same device.
+    pub(super) fn prepare(&self, exec: &mut dyn Executor) {
+        if self.device == exec.identity() {
+            exec.choose(&self.choices);
+        }
+    }
+
+    /// Warns if a run that was on this machine goes on on another, or with other kernels.
+    pub(super) fn compare(&self, now: &Self) {
+        let differ = "the weights will differ in their last bits from those of a run that was not interrupted";
+        if self.device != now.device {
+            log::warn!("the checkpoint is of {} and the run goes on on {}: {differ}", self.device, now.device);
+        } else if self.choices != now.choices {
+            log::warn!("the checkpoint is of other kernels than this version has: {differ}");
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct CheckpointRef<'a> {
     run: &'a Run,
+    machine: &'a Machine,
     progress: &'a Progress,
 }
 
 #[derive(Deserialize)]
 struct Checkpoint {
     run: Run,
+    machine: Machine,
     progress: Progress,
 }
 
 /// Saves as the folder's last checkpoint.
-pub(super) fn save(folder: &CheckpointDir, run: &Run, progress: &Progress) -> Result<()> {
-    folder.save_last(&CheckpointRef { run, progress })
+pub(super) fn save(folder: &CheckpointDir, run: &Run, machine: &Machine, progress: &Progress) -> Result<()> {
+    folder.save_last(&CheckpointRef { run, machine, progress })
 }
 
-/// The folder's last checkpoint, if it has one.
+/// The folder's last checkpoint, if it has one, and where it was made.
 ///
 /// # Errors
 /// [`Error::Model`] if it is of another run.
-pub(super) fn load(folder: &CheckpointDir, run: &Run) -> Result<Option<Progress>> {
-    let Some(Checkpoint { run: found, progress }) = folder.load_last::<Checkpoint>()? else {
+pub(super) fn load(folder: &CheckpointDir, run: &Run) -> Result<Option<(Machine, Progress)>> {
+    let Some(Checkpoint { run: found, machine, progress }) = folder.load_last::<Checkpoint>()? else {
         return Ok(None);
     };
     match run.difference(&found) {
-        None => Ok(Some(progress)),
+        None => Ok(Some((machine, progress))),
         Some((what, found, expected)) => Err(Error::Model {
             path: folder.last_path(),
             kind: "checkpoint",

@@ -1,9 +1,11 @@
 //! Which device: the adapters there are, which one a word like `auto` means, and opening it.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
+use super::cache::PipelineCache;
 use crate::error::{Error, Result};
 use crate::ops::Style;
 
@@ -193,6 +195,8 @@ pub struct Gpu {
     pub(super) name: String,
     pub(super) checks: Checks,
     pub(super) style: Style,
+    /// Where compiled pipelines are kept, if they are.
+    pub(super) cache: Option<Arc<PipelineCache>>,
     /// Why the device was lost, once it was.
     pub(super) loss: Arc<Mutex<Option<String>>>,
     /// The first error that no scope caught.
@@ -214,7 +218,7 @@ impl Gpu {
         if !summary.lacks.is_empty() {
             return Err(Error::Unsupported { adapter: summary.name, lacks: summary.lacks.join("; ") });
         }
-        let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES | wgpu::Features::PIPELINE_CACHE;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("shadernet"),
             required_features: wgpu::Features::IMMEDIATES | (adapter.features() & optional),
@@ -247,7 +251,16 @@ impl Gpu {
             return Err(Error::Unsupported { adapter: name.to_owned(), lacks: lacks.join("; ") });
         }
         let style = style(&device.adapter_info());
-        Ok(Self { device, queue, name: name.to_owned(), checks, style, loss: Arc::default(), uncaught: Arc::default() })
+        let (loss, uncaught) = (Arc::default(), Arc::default());
+        Ok(Self { device, queue, name: name.to_owned(), checks, style, cache: None, loss, uncaught })
+    }
+
+    /// The same GPU, with what its driver compiles kept in a file of this folder, so that the next process need not compile it
+    /// again. The folder need not exist. Without this nothing is written. Only Vulkan has such caches, and a device that the host
+    /// program opened needs the feature `PIPELINE_CACHE`; elsewhere nothing changes.
+    pub fn with_cache(self, folder: &Path) -> Self {
+        let cache = PipelineCache::open(&self, folder).map(Arc::new);
+        Self { cache, ..self }
     }
 
     /// The same GPU for executors that prefer kernels of this style, whatever the adapter is.
@@ -330,6 +343,6 @@ fn style(info: &wgpu::AdapterInfo) -> Style {
 }
 
 /// What the mutex holds; a panic elsewhere cannot spoil a message.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -3,6 +3,7 @@
 //! All buffers, pipelines and bind groups are made when a plan is loaded. A run only records: set a pipeline, bind, say the
 //! batch, dispatch.
 
+mod cache;
 mod device;
 mod embed;
 mod memory;
@@ -11,19 +12,21 @@ mod profile;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
 
 use super::ceiling::{self, Ceiling};
 use super::profile::RunTimes;
+use super::tune::{Tuner, Tuning};
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
-use crate::ops::{Launch, Style};
-use crate::plan::{Operand, Place, Plan, Step};
+use crate::ops::Style;
+use crate::plan::{Candidate, Choices, Operand, Place, Plan, Step};
 use crate::shape::TensorType;
 use memory::Guard;
-use pipeline::{Pipeline, Pipelines};
+use pipeline::{Pipeline, Pipelines, Writable};
 
 /// Steps recorded into one submission. Enough to hide what a submission costs, few enough for a driver's watchdog.
 const STEPS_PER_SUBMISSION: usize = 16;
@@ -39,6 +42,8 @@ pub struct GpuExecutor {
     gpu: Gpu,
     guard: Guard,
     pipelines: Pipelines,
+    choices: Choices,
+    tuner: Tuner,
     leaves: Vec<Option<Leaf>>, // by tensor index
     plans: Vec<Loaded>,
     staging: Option<wgpu::Buffer>,
@@ -87,6 +92,8 @@ impl GpuExecutor {
             gpu,
             guard: Guard::None,
             pipelines: Pipelines::default(),
+            choices: Choices::default(),
+            tuner: Tuner::default(),
             leaves: Vec::new(),
             plans: Vec::new(),
             staging: None,
@@ -97,6 +104,23 @@ impl GpuExecutor {
     /// The same with a guard band behind every buffer, for [`check_guards`](Self::check_guards). For tests.
     pub fn with_guards(gpu: Gpu) -> Self {
         Self { guard: Guard::Band, ..Self::new(gpu) }
+    }
+
+    /// The same, choosing among a step's kernels by what they take on this device, when a plan is loaded.
+    pub fn with_tuning(self, tuning: Tuning) -> Self {
+        Self { tuner: Tuner::new(tuning), ..self }
+    }
+
+    /// Makes the choices that loading the plan would, without loading it.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub fn settle(&mut self, plan: &Plan) -> Result<()> {
+        let (gpu, identity) = (&self.gpu, self.identity());
+        let make = || -> Box<dyn Executor> { Box::new(Self::new(gpu.clone())) };
+        let found = self.tuner.settle(plan, &self.choices, (&identity, gpu.style), &make)?;
+        self.choices.extend(found);
+        Ok(())
     }
 
     /// The GPU it runs on.
@@ -128,7 +152,7 @@ impl GpuExecutor {
     /// Refuses a plan that cannot run here, before anything is allocated for it.
     fn check_fit(&self, plan: &Plan) -> Result<()> {
         for step in plan.steps() {
-            let count = self.pick(step).workgroups.count(plan.capacity());
+            let count = self.pick(step).launch.workgroups.count(plan.capacity());
             if count > MAX_WORKGROUPS * MAX_WORKGROUPS {
                 let expected = format!("at most {MAX_WORKGROUPS}²: use a smaller batch");
                 return Err(Error::invalid(format!("workgroups of {}", step.title()), count, expected));
@@ -167,6 +191,15 @@ impl GpuExecutor {
         let slot = |(i, slot): (usize, &crate::plan::Slot)| memory::create(&self.gpu, &format!("slot {i}"), slot.bytes, self.guard);
         let slots = plan.slots().iter().enumerate().map(slot).collect::<Result<_>>()?;
         let mut loaded = Loaded { plan: plan.clone(), slots, dispatches: Vec::new() };
+        let launches: Vec<_> = plan.steps().iter().map(|step| (self.pick(step).launch, writable(step))).collect();
+        let began = Instant::now();
+        let made = self.pipelines.make(&self.gpu, &launches)?;
+        log::debug!("{made} pipelines made in {:.3} s", began.elapsed().as_secs_f64());
+        if made > 0
+            && let Some(cache) = &self.gpu.cache
+        {
+            cache.keep(&self.gpu);
+        }
         for step in plan.steps() {
             let dispatch = self.dispatch(&loaded, step)?;
             loaded.dispatches.push(dispatch);
@@ -204,12 +237,10 @@ impl GpuExecutor {
         self.place(loaded, operand).as_entire_binding()
     }
 
-    fn dispatch(&mut self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
-        let updates = step.op.rules().updates();
-        let mut writable: Vec<bool> = (0..step.inputs.len()).map(|i| updates.contains(&i)).collect();
-        writable.extend(step.outputs().map(|_| true));
-        let launch = self.pick(step);
-        let pipeline = self.pipelines.get(&self.gpu, launch, writable)?;
+    /// A step's dispatch, its pipeline being made.
+    fn dispatch(&self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
+        let launch = self.pick(step).launch;
+        let pipeline = self.pipelines.get(launch, writable(step)).expect("the pipelines of a plan are made together");
         let operands = step.inputs.iter().copied().chain(step.outputs());
         let entries: Vec<_> = (0..)
             .zip(operands)
@@ -242,6 +273,12 @@ impl GpuExecutor {
     }
 }
 
+/// Which of a step's bindings its kernel may write.
+fn writable(step: &Step) -> Writable {
+    let updates = step.op.rules().updates();
+    (0..step.inputs.len()).map(|i| updates.contains(&i)).chain(step.outputs().map(|_| true)).collect()
+}
+
 /// A count of workgroups as two extents, neither above the limit, their product at least the count.
 fn fold(count: usize) -> (u32, u32) {
     let y = count.div_ceil(MAX_WORKGROUPS).max(1);
@@ -261,13 +298,30 @@ impl Executor for GpuExecutor {
         self.gpu.style
     }
 
-    /// The one place that decides: by what the adapter is ([`Gpu::style`]).
-    fn pick<'a>(&self, step: &'a Step) -> &'a Launch {
-        step.launch_of(self.gpu.style)
+    fn identity(&self) -> String {
+        format!("{}, {}", self.gpu.name, self.gpu.driver())
+    }
+
+    /// The one place that decides: by the table of choices, else by what the adapter is ([`Gpu::style`]).
+    fn pick<'a>(&self, step: &'a Step) -> Candidate<'a> {
+        self.choices.of(step).unwrap_or_else(|| step.of_style(self.gpu.style))
+    }
+
+    fn choose(&mut self, choices: &Choices) {
+        self.choices.extend(choices.clone());
+    }
+
+    fn chosen(&self, plan: &Plan) -> Choices {
+        let mut chosen = Choices::default();
+        for step in plan.steps().iter().filter(|step| !step.key.is_empty()) {
+            chosen.set(&step.key, self.pick(step).name);
+        }
+        chosen
     }
 
     fn load(&mut self, plan: Arc<Plan>) -> Result<PlanId> {
         self.gpu.check_device()?;
+        self.settle(&plan)?;
         self.check_fit(&plan)?;
         let known: Vec<bool> = self.leaves.iter().map(Option::is_some).collect();
         let loaded = self.allocate(plan);

@@ -1,0 +1,258 @@
+//! The tuner: which of a step's kernels is the fastest on this device, found by trying them when a plan is loaded.
+//!
+//! A kernel may win only if it agrees with the reference on drawn numbers, and takes its place only if it is faster by more than
+//! clocks wander. What was found is kept in a file, so that the same device is asked once and answers the same ever after: the same
+//! kernels are the same bits. All that is tried is told, and ends when its time is spent.
+
+mod file;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use self::file::Found;
+use super::alone::{Alone, Drawn, verdict};
+use super::{Executor, PlanId, selftest};
+use crate::error::{Error, Result};
+use crate::ops::Style;
+use crate::plan::{Choices, Plan, Step};
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Tune {
+    /// Nothing: kernels are picked by what the adapter is.
+    #[default]
+    Off,
+    /// What the file knows is taken; what it does not know is tried while there is time, and its answer kept. Nothing is tried on
+    /// software adapters, where compiling one kernel takes longer than all the time there is, nor where no file can keep the answer.
+    Quick,
+    /// Every kernel of every step that was not tried so before, with more runs of each.
+    Full,
+}
+
+/// How an executor chooses among the kernels of a step.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// How much is tried.
+    pub tune: Tune,
+    /// The folder in which answers are kept, which need not exist; nothing is written without.
+    pub folder: Option<PathBuf>,
+    /// The time for trying, over all plans of an executor; zero to take what is known and try nothing. Only the kernel that is being
+    /// tried may pass it.
+    pub time: Duration,
+    /// Hears what is about to happen, a line before any time is spent.
+    pub tell: fn(&str),
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { tune: Tune::Off, folder: None, time: Tune::Quick.time(), tell: |line| log::info!("{line}") }
+    }
+}
+
+impl Tune {
+    /// The time that trying takes at most, where nobody says otherwise.
+    pub fn time(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Off => 0,
+            Self::Quick => 1,
+            Self::Full => 120,
+        })
+    }
+}
+
+/// By how much a kernel must be faster than the one that is picked without trying.
+const MARGIN: f64 = 0.97;
+
+/// Operations of the reference that a kernel is held to, at most; the batch is made smaller for it.
+const JUDGED: u64 = 50_000_000;
+
+/// Nanoseconds to spend on the runs of one kernel, and the most runs.
+const ENOUGH: [f64; 2] = [5e6, 50e6];
+const RUNS: [usize; 2] = [10, 50];
+
+/// What an executor knows of tuning.
+#[derive(Debug, Default)]
+pub(super) struct Tuner {
+    tuning: Tuning,
+    spent: Duration,
+    told: bool,
+}
+
+/// Makes an executor on the same device, with nothing loaded.
+type Make<'a> = &'a dyn Fn() -> Box<dyn Executor>;
+
+impl Tuner {
+    pub(super) fn new(tuning: Tuning) -> Self {
+        Self { tuning, ..Self::default() }
+    }
+
+    /// Kernels for the steps of a plan that `exec`, which is to run it, has no choice for yet.
+    ///
+    /// # Errors
+    /// A device that is lost. A kernel that is refused or computes wrong numbers is left out with a warning.
+    pub(super) fn settle(&mut self, plan: &Plan, settled: &Choices, exec: (&str, Style), make: Make<'_>) -> Result<Choices> {
+        let mut choices = Choices::default();
+        let (identity, style) = exec;
+        if self.tuning.tune == Tune::Off {
+            return Ok(choices);
+        }
+        let mut open: Vec<&Step> = Vec::new();
+        for step in plan.steps().iter().filter(|step| !step.key.is_empty() && settled.of(step).is_none()) {
+            if !open.iter().any(|other| other.key == step.key) {
+                open.push(step);
+            }
+        }
+        let mut known = self.tuning.folder.as_deref().map_or_else(Default::default, |folder| file::read(folder, identity));
+        let full = self.tuning.tune == Tune::Full;
+        open.retain(|step| match known.get(&step.key) {
+            Some(found) if (found.full || !full) && step.candidates().any(|candidate| candidate.name == found.kernel) => {
+                choices.set(&step.key, &found.kernel);
+                false
+            }
+            _ => true,
+        });
+        let tries = !self.tuning.time.is_zero() && (full || (style != Style::Registers && self.tuning.folder.is_some()));
+        if open.is_empty() || !tries {
+            return Ok(choices);
+        }
+        // The longest first, where there is most to win.
+        open.sort_by_key(|step| std::cmp::Reverse(step.flops(plan.capacity())));
+        if !self.told {
+            self.told = true;
+            (self.tuning.tell)(&format!(
+                "tuning: trying the kernels of {} steps on {identity}, {} s at most{}",
+                open.len(),
+                self.tuning.time.as_secs_f64(),
+                if self.tuning.folder.is_some() { ", once for this device" } else { "" }
+            ));
+        }
+        for step in open {
+            let found = self.try_all(step, plan.capacity(), style, make)?;
+            choices.set(&step.key, &found.kernel);
+            known.insert(step.key.clone(), found);
+        }
+        if let Some(folder) = &self.tuning.folder {
+            file::write(folder, identity, &known);
+        }
+        Ok(choices)
+    }
+
+    /// Tries a step's kernels while there is time, and says which is the fastest. Without time for any, it is the one that would
+    /// have been picked.
+    fn try_all(&mut self, step: &Step, capacity: usize, style: Style, make: Make<'_>) -> Result<Found> {
+        let picked = step.of_style(style).name;
+        let mut found = Found { kernel: picked.to_owned(), full: false, us: Default::default() };
+        if self.spent >= self.tuning.time {
+            return Ok(found);
+        }
+        let began = Instant::now();
+        let left = self.tuning.time - self.spent;
+        let tried = Trial::new(step, capacity, self.tuning.tune == Tune::Full, make()).and_then(|mut trial| {
+            // The one to beat first.
+            let others = step.candidates().map(|candidate| candidate.name).filter(|&name| name != picked);
+            let mut longest = Duration::ZERO;
+            for name in std::iter::once(picked).chain(others) {
+                let started = Instant::now();
+                if began.elapsed() + longest >= left {
+                    return Ok(false);
+                }
+                if let Some(us) = trial.try_one(name)? {
+                    found.us.insert(name.to_owned(), us);
+                }
+                longest = longest.max(started.elapsed());
+            }
+            Ok(true)
+        });
+        self.spent += began.elapsed();
+        match tried {
+            Ok(all) => found.full = all && self.tuning.tune == Tune::Full,
+            Err(error @ Error::DeviceLost { .. }) => return Err(error),
+            Err(error) => log::warn!("{}: its kernels are not tried: {error}", step.title()),
+        }
+        if let Some(&to_beat) = found.us.get(picked) {
+            let fastest = found.us.iter().min_by(|a, b| a.1.total_cmp(b.1));
+            if let Some((name, _)) = fastest.filter(|(_, us)| **us < MARGIN * to_beat) {
+                found.kernel.clone_from(name);
+            }
+        }
+        let times: Vec<String> = found.us.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
+        log::info!("{}: {} of {} µs, in {:.2} s", step.title(), found.kernel, times.join(", "), began.elapsed().as_secs_f64());
+        Ok(found)
+    }
+}
+
+/// A step alone, on an executor that serves nothing else.
+struct Trial<'a> {
+    step: &'a Step,
+    alone: Alone,
+    drawn: Drawn,
+    tolerance: f64,
+    exec: Box<dyn Executor>,
+    full: bool,
+    /// The least time so far, in nanoseconds.
+    least: f64,
+}
+
+impl<'a> Trial<'a> {
+    fn new(step: &'a Step, capacity: usize, full: bool, exec: Box<dyn Executor>) -> Result<Self> {
+        let alone = Alone::new(step, capacity)?;
+        let mut batch = capacity;
+        while batch > 1 && step.flops(batch) > JUDGED {
+            batch = batch.div_ceil(2);
+        }
+        let drawn = alone.draw(batch)?;
+        let tolerance = selftest::tolerance(&step.op, &step.input_types(), batch);
+        Ok(Self { step, alone, drawn, tolerance, exec, full, least: f64::INFINITY })
+    }
+
+    /// Microseconds of a run of this kernel; none if it is refused or wrong, or so slow that it cannot win.
+    fn try_one(&mut self, name: &str) -> Result<Option<f64>> {
+        let mut choices = Choices::default();
+        choices.set(&self.step.key, name);
+        self.exec.choose(&choices);
+        let exec = self.exec.as_mut();
+        let wrong = |problem: String| log::warn!("{}: kernel {name} is left out: {problem}", self.step.title());
+        let id = match exec.load(self.alone.plan.clone()) {
+            Ok(id) => id,
+            Err(Error::Kernel { reason, .. }) => {
+                wrong(reason);
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if let (_, Some(problem)) = verdict(&self.alone.judge(exec, id, &self.drawn)?, self.tolerance) {
+            wrong(problem);
+            return Ok(None);
+        }
+        let batch = self.alone.plan.capacity();
+        self.alone.write(exec, &self.drawn, batch)?;
+        let once = least(exec, id, batch, 1)?;
+        if once > 2.0 * self.least {
+            return Ok(Some(once / 1e3));
+        }
+        let [enough, most] = [ENOUGH[usize::from(self.full)], RUNS[usize::from(self.full)] as f64];
+        let runs = (enough / once.max(1.0)).clamp(3.0, most) as usize;
+        let ns = least(exec, id, batch, runs)?.min(once);
+        self.least = self.least.min(ns);
+        Ok(Some(ns / 1e3))
+    }
+}
+
+/// The least nanoseconds of so many runs: by the device's clock, or where it has none the mean of runs submitted together.
+fn least(exec: &mut dyn Executor, id: PlanId, batch: usize, runs: usize) -> Result<f64> {
+    let batches = vec![batch; runs];
+    match exec.profile(id, &batches) {
+        Ok(times) => {
+            let ns = times.iter().flat_map(|run| &run.steps).map(|[began, ended]| ended.saturating_sub(*began) as f64);
+            Ok(ns.fold(f64::INFINITY, f64::min))
+        }
+        Err(Error::Unsupported { .. }) => {
+            exec.wait()?;
+            let began = Instant::now();
+            exec.run(id, &batches)?;
+            exec.wait()?;
+            Ok(began.elapsed().as_nanos() as f64 / runs as f64)
+        }
+        Err(error) => Err(error),
+    }
+}
