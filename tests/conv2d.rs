@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{check_op, shared_gpus};
+use common::{check_op, keeps, shared_gpus};
 use shadernet::exec::Executor;
 use shadernet::exec::gpu::GpuExecutor;
 use shadernet::graph::{Graph, Init};
@@ -37,10 +37,14 @@ fn every_option(stride: [usize; 2]) {
         for dilation in [[1, 1], [2, 1]] {
             for (groups, channels, filters) in [(1, 3, 5), (2, 4, 6), (3, 3, 3)] {
                 for kernel in [[1, 1], [3, 3], [2, 3]] {
-                    let conv = Conv2d { stride, padding, dilation, groups };
-                    let found = check(conv, [7, 6, channels], kernel, filters, [3, 1, 0, 2][n % 4]);
-                    worst = [0, 1, 2].map(|i| worst[i].max(found[i]));
                     n += 1;
+                    if !keeps(n) {
+                        continue;
+                    }
+                    let conv = Conv2d { stride, padding, dilation, groups };
+                    // Batches go in threes, so that a thinned grid has all of them.
+                    let found = check(conv, [7, 6, channels], kernel, filters, [3, 1, 0, 2][n / 3 % 4]);
+                    worst = [0, 1, 2].map(|i| worst[i].max(found[i]));
                 }
             }
         }

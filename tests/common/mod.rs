@@ -37,6 +37,13 @@ pub fn gpu(checks: Checks) -> Option<Gpu> {
     Some(Gpu::open(found.index, checks).expect("the adapter opens"))
 }
 
+/// Whether case number `n` of a large grid is to be run. `SHADERNET_TEST_THIN=4` keeps every fourth: passes over further drivers, of
+/// which some take a second to compile a kernel, need not repeat all of it.
+pub fn keeps(n: usize) -> bool {
+    let thin = std::env::var("SHADERNET_TEST_THIN").ok().and_then(|thin| thin.parse().ok()).unwrap_or(1);
+    n.is_multiple_of(std::cmp::max(thin, 1))
+}
+
 /// The adapter under test, opened once for a test program with checks off and once with checks on. Tests that may break a
 /// device open their own.
 pub fn shared_gpus() -> &'static [Gpu] {
