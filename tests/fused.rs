@@ -151,11 +151,11 @@ fn a_chain_whose_weight_is_updated_meanwhile_is_left_as_it_is() {
         let x = graph.input("x", TensorType::f32(Shape::batched(&[6, 6, 2])));
         let w = graph.param("w", Shape::fixed(&[3, 3, 2, 4]), Init::Fill(0.1));
         let b = graph.param("b", Shape::fixed(&[4]), Init::Fill(0.0));
-        let [m, v] = ["m", "v"].map(|name| graph.state(name, TensorType::f32(Shape::fixed(&[3, 3, 2, 4])), 0.0));
+        let moments = graph.state("moments", Adam::moments(graph.ty(w)), 0.0);
         let grad = graph.input("grad", TensorType::f32(Shape::fixed(&[3, 3, 2, 4])));
         let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
         let mut y = graph.conv2d(x, w, Conv2d::default()).unwrap();
-        let update = |graph: &mut Graph| graph.adam(Adam::default(), w, [m, v], grad, rate).unwrap();
+        let update = |graph: &mut Graph| graph.adam(Adam::default(), w, moments, grad, rate).unwrap();
         let early = between.then(|| update(&mut graph));
         y = graph.bias_add(y, b).unwrap();
         y = graph.activation(y, Function::Relu).unwrap();

@@ -143,7 +143,7 @@ fn train(graph: &mut Graph, y: TensorId) -> Result<Vec<TensorId>> {
     let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
     let viewed: Vec<TensorId> = graph.nodes().filter(|&(id, _)| owner(graph, id) != id).map(|(id, _)| owner(graph, id)).collect();
     for (param, grad) in params.into_iter().zip(grads).filter(|(param, _)| !viewed.contains(param)) {
-        let moments = ["m", "v"].map(|name| graph.state(name, graph.ty(param), 0.0));
+        let moments = graph.state("moments", Adam::moments(graph.ty(param)), 0.0);
         roots.push(graph.adam(Adam::default(), param, moments, grad, rate)?);
     }
     Ok(roots)
