@@ -223,7 +223,7 @@ fn bytes_are_those_of_operands_and_results_and_of_a_data_set_the_batch_alone() {
     let order = TensorType::u32(Shape::fixed(&[1000]));
     let clock = TensorType::u32(Shape::fixed(&[2]));
     let gather = GatherBatch { height: 2, width: 2, channels: 3, images_per_shard: 1000, images: 1000, scale: 1.0 };
-    assert_eq!(Op::from(gather).rules().bytes_moved(&[shard, shard, shard, shard, order, clock], 8), 8 * (12 + 48 + 4) + 8);
+    assert_eq!(Op::from(gather).rules().bytes_moved(&[shard, shard, shard, order, order, clock], 8), 8 * (12 + 48 + 12) + 8);
     for example in examples() {
         let rules = example.op.rules();
         assert!(rules.bytes_moved(&example.types, example.batch) > 0, "{}", rules.name());

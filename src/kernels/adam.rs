@@ -6,8 +6,9 @@ use rayon::prelude::*;
 /// Elements of a block: with its sums it stays in the first-level cache.
 const BLOCK: usize = 2 * 1024;
 
-/// Elements, slices counted, below which handing blocks to other threads costs more than it gains: some 20 µs of work.
-const ALONE: usize = 128 * 1024;
+/// Elements, those of the gradient's slices and of the parameter, below which handing blocks to other threads costs more than it
+/// gains: some 20 µs of work.
+const ALONE: usize = 32 * 1024;
 
 /// Slices that are added up before their sum is added to the rest, which keeps the error of long sums small.
 const RUN: usize = 64;

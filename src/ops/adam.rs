@@ -178,8 +178,16 @@ impl Rules for Adam {
         self.shared_by(inputs, sharers(slices(inputs[0], inputs[2])))
     }
 
+    // Four neighbours an invocation; else one, by which no sum is shared.
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
-        if sharers(slices(inputs[0], inputs[2])) == 1 { Vec::new() } else { Variant::registers(self.shared_by(inputs, 1)) }
+        let len = inputs[0].shape.inner_len();
+        if !len.is_multiple_of(4) {
+            return if sharers(slices(inputs[0], inputs[2])) == 1 { Vec::new() } else { Variant::registers(self.shared_by(inputs, 1)) };
+        }
+        let mut launch = self.shared_by(inputs, 1);
+        launch.constants.retain(|(name, _)| *name != "SHARERS");
+        let workgroups = Workgroups { fixed: len / 4, per_image: 0, tile: 64, times: 1 };
+        Variant::registers(Launch { kernel: kernel!("adam_quads"), workgroups, ..launch })
     }
 
     fn updates(&self) -> &[usize] {

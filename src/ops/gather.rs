@@ -89,9 +89,10 @@ impl Scale {
         Some(Self { high: high as u32, unit: unit as f32, low: (scale - high * unit) as f32 })
     }
 
-    /// The scaled byte.
+    /// The scaled byte. The product of integers is below 2²⁴; signed ones are converted faster.
+    #[inline(always)]
     pub(crate) fn apply(self, byte: u8) -> f32 {
-        (u32::from(byte) * self.high) as f32 * self.unit + f32::from(byte) * self.low
+        (u32::from(byte) * self.high) as i32 as f32 * self.unit + f32::from(byte) * self.low
     }
 }
 

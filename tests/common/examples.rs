@@ -58,6 +58,7 @@ pub fn examples() -> Vec<Example> {
     for grad in [param, fixed(&[5, 3, 100]), fixed(&[70, 3, 100])] {
         all.push(example(adam, &[param, moments, grad, rate], 1));
     }
+    all.push(example(adam, &[fixed(&[37]), fixed(&[2, 37]), fixed(&[70, 37]), rate], 1));
     let (bias, moments1) = (fixed(&[37]), fixed(&[2, 37]));
     for [grad, grad1] in [[param, bias], [fixed(&[5, 3, 100]), bias], [fixed(&[70, 3, 100]), fixed(&[70, 37])]] {
         all.push(example(AdamPair { adam }, &[param, moments, grad, bias, moments1, grad1, rate], 1));

@@ -3,7 +3,7 @@
 use super::{Adam, check, flops, sharers, slices};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
-use crate::ops::{Cpu, LANES, Launch, Reference, Rules, Variant, Workgroups, kernel};
+use crate::ops::{Cpu, LANES, Launch, Reference, Rules, Workgroups, kernel};
 use crate::shape::TensorType;
 
 /// [`Adam`] for two parameters. Operands `param`, `moments` and `grad` of the first, those of the second, and `rate`.
@@ -11,29 +11,6 @@ use crate::shape::TensorType;
 pub struct AdamPair {
     /// The settings of both.
     pub adam: Adam,
-}
-
-impl AdamPair {
-    /// The launch in which so many invocations share an element.
-    fn shared_by(&self, inputs: &[TensorType], sharers: usize) -> Launch {
-        let tile = LANES / sharers;
-        let groups = [0, 3].map(|i| inputs[i].shape.inner_len().div_ceil(tile));
-        let mut constants = vec![
-            ("LEN0", inputs[0].shape.inner_len() as f64),
-            ("LEN1", inputs[3].shape.inner_len() as f64),
-            ("SLICES0", slices(inputs[0], inputs[2]) as f64),
-            ("SLICES1", slices(inputs[3], inputs[5]) as f64),
-            ("SHARERS", sharers as f64),
-            ("GROUPS0", groups[0] as f64),
-        ];
-        constants.extend(self.adam.constants());
-        Launch { kernel: kernel!("adam_pair"), constants, workgroups: Workgroups::fixed(groups[0] + groups[1]) }
-    }
-
-    /// Invocations that share an element, of either parameter.
-    fn sharers(inputs: &[TensorType]) -> usize {
-        sharers(slices(inputs[0], inputs[2]).max(slices(inputs[3], inputs[5])))
-    }
 }
 
 impl Rules for AdamPair {
@@ -74,11 +51,19 @@ impl Rules for AdamPair {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        self.shared_by(inputs, Self::sharers(inputs))
-    }
-
-    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
-        if Self::sharers(inputs) == 1 { Vec::new() } else { Variant::registers(self.shared_by(inputs, 1)) }
+        let slices = [slices(inputs[0], inputs[2]), slices(inputs[3], inputs[5])];
+        let sharers = sharers(slices[0].max(slices[1]));
+        let groups = [0, 3].map(|i| inputs[i].shape.inner_len().div_ceil(LANES / sharers));
+        let mut constants = vec![
+            ("LEN0", inputs[0].shape.inner_len() as f64),
+            ("LEN1", inputs[3].shape.inner_len() as f64),
+            ("SLICES0", slices[0] as f64),
+            ("SLICES1", slices[1] as f64),
+            ("SHARERS", sharers as f64),
+            ("GROUPS0", groups[0] as f64),
+        ];
+        constants.extend(self.adam.constants());
+        Launch { kernel: kernel!("adam_pair"), constants, workgroups: Workgroups::fixed(groups[0] + groups[1]) }
     }
 
     fn updates(&self) -> &[usize] {

@@ -42,12 +42,12 @@ trait Chain {
 /// Every chain of one pattern, preferred ones first: of two that overlap the first is taken.
 type Find = fn(&Uses<'_>) -> Vec<Box<dyn Chain>>;
 
-/// The patterns for executors of a style. What is left out for kernels of registers needs workgroup memory, or loads more than
-/// the operators that it stands for.
+/// The patterns for executors of a style. What is left out for kernels of registers needs workgroup memory, loads more than the
+/// operators that it stands for, or has branches: where lanes are those of a vector, it takes all of them.
 fn patterns(style: Style) -> &'static [Find] {
     match style {
         Style::Portable => &[conv2d::find, dense::find, loss::find, adam::sums, adam::pairs],
-        Style::Registers => &[loss::find, adam::sums, adam::pairs],
+        Style::Registers => &[loss::find, adam::sums],
     }
 }
 
