@@ -210,7 +210,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
                 constants["TILE"] * lanes.unwrap()
             }
-            "adam_quads" => *lanes.unwrap(), // counted in quads
+            "adam_quads" | "sum_slices" => *lanes.unwrap(), // counted in quads
             _ if name.ends_with("_quads") => 4 * lanes.unwrap(),
             _ => *lanes.unwrap(),
         };

@@ -48,7 +48,7 @@ operators! {
     conv2d: Conv2d, Conv2dInputGrad, Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad, Conv2dWeightGrad;
     matmul: Matmul;
     pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
-    reduce: Broadcast, Sum;
+    reduce: Broadcast, Sum, SumSlices;
     reshape: Reshape;
     softmax: Softmax, SoftmaxGrad;
     step: Record, Tick;
