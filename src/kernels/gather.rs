@@ -1,5 +1,8 @@
 //! The batch of a step on the CPU.
 
+use pulp::NullaryFnOnce;
+
+use super::arch;
 use super::tasks::share;
 use crate::ops::gather::Scale;
 
@@ -12,11 +15,28 @@ pub(crate) fn images<'a>(
     start: usize,
     y: &mut [f32],
 ) {
-    let scaled: [f32; 256] = std::array::from_fn(|byte| scale.apply(byte as u8));
     share(y, bytes, |n, y| match order.get(start + n).and_then(|&image| find(image as usize)) {
-        Some(image) => y.iter_mut().zip(image).for_each(|(y, &byte)| *y = scaled[usize::from(byte)]),
+        Some(image) => arch().dispatch(Scaled { image, scale, y }),
         None => y.fill(0.0),
     });
+}
+
+/// An image's bytes, scaled.
+struct Scaled<'a> {
+    image: &'a [u8],
+    scale: Scale,
+    y: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Scaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (y, &byte) in self.y.iter_mut().zip(self.image) {
+            *y = self.scale.apply(byte);
+        }
+    }
 }
 
 /// `y[n] = labels[order[start + n]]`, or 0 where there is none.
