@@ -14,8 +14,8 @@ use super::{CIFAR10_IMAGES, Result, answer, answer_json, batch_size, format, mod
 /// Print the dispatch lists of a training step, an evaluation step and of inference.
 ///
 /// For each dispatch: layer, kernel, workgroups, shapes with the slots of memory they are in, and bytes. No device is
-/// needed: the plan is that of the CPU and of hardware GPUs. Software adapters run the operators one by one. The data set is reckoned as
-/// CIFAR-10, in one buffer.
+/// needed: the plan is that of the CPU and of hardware GPUs. Software adapters run convolutions and dense layers operator by operator.
+/// The data set is reckoned as CIFAR-10, in one buffer.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  shadernet plan\n  shadernet plan cnn.safetensors --batch-size 256 --json")]
 pub(super) struct Arguments {
