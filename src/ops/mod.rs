@@ -21,12 +21,14 @@ pub mod pool;
 pub mod reduce;
 pub mod reshape;
 pub mod softmax;
+mod tiles;
 pub mod window;
 
 use std::fmt;
 
 pub use operators::*;
 use serde::Serialize;
+pub(crate) use tiles::Tiles;
 
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shadernet::error::Result;
 use shadernet::graph::{Graph, TensorId};
-use shadernet::ops::{Cpu, Launch, Op, Reference, Rules, Variant};
+use shadernet::ops::{Cpu, Launch, Op, Reference, Rules, Style, Variant};
 use shadernet::shape::TensorType;
 
 /// What a test does to a CPU kernel's output after it has run.
@@ -82,7 +82,8 @@ impl Rules for Altered {
     }
 
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
-        let mut launch = match self.op.rules().variants(inputs, output).into_iter().next().filter(|_| self.registers) {
+        let mut launch = match self.op.rules().variants(inputs, output).into_iter().find(|v| self.registers && v.style == Style::Registers)
+        {
             Some(variant) => variant.launch,
             None if self.registers => panic!("{} has no kernel of registers for {inputs:?}", self.name()),
             None => self.op.rules().launch(inputs, output),
