@@ -3,6 +3,8 @@
 mod common;
 #[path = "mutations/registers.rs"]
 mod registers;
+#[path = "mutations/tiles.rs"]
+mod tiles;
 
 use std::collections::BTreeSet;
 
@@ -310,7 +312,7 @@ fn races() -> Vec<Target> {
     let x = batched(&[300]);
     let matmul = [
         ["no barrier after staging", "workgroupBarrier();\n        for (var k", "for (var k"],
-        ["no barrier before the next staging", "workgroupBarrier();\n    }\n    store", "}\n    store"],
+        ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"],
     ];
     let products = [
         ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"],
@@ -336,7 +338,7 @@ fn races() -> Vec<Target> {
 }
 
 fn mutations() -> Vec<Target> {
-    [elementwise(), reductions(), products(), relu_pools(), pools(), rows(), training(), registers::targets()]
+    [elementwise(), reductions(), products(), relu_pools(), pools(), rows(), training(), registers::targets(), tiles::targets()]
         .into_iter()
         .flatten()
         .collect()

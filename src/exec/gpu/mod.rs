@@ -311,6 +311,12 @@ impl Executor for GpuExecutor {
         self.choices.extend(choices.clone());
     }
 
+    fn compile(&mut self, step: &Step) {
+        let launches: Vec<_> = step.candidates().map(|candidate| (candidate.launch, writable(step))).collect();
+        // What is refused is refused again when it is loaded, and told of there.
+        let _ = self.pipelines.make(&self.gpu, &launches);
+    }
+
     fn chosen(&self, plan: &Plan) -> Choices {
         let mut chosen = Choices::default();
         for step in plan.steps().iter().filter(|step| !step.key.is_empty()) {
