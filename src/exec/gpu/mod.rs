@@ -299,7 +299,7 @@ impl Executor for GpuExecutor {
     }
 
     fn identity(&self) -> String {
-        format!("{}, {}", self.gpu.name, self.gpu.driver())
+        self.gpu.identity()
     }
 
     /// The one place that decides: by the table of choices, else by what the adapter is ([`Gpu::style`]).

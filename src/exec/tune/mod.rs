@@ -76,8 +76,8 @@ const RUNS: [usize; 2] = [10, 50];
 pub(super) struct Tuner {
     tuning: Tuning,
     spent: Duration,
-    /// Whether it was told that kernels are tried, and that there is no time left for that.
-    told: [bool; 2],
+    /// Whether it was told that the time is spent.
+    told: bool,
 }
 
 /// Makes an executor on the same device, with nothing loaded.
@@ -119,11 +119,11 @@ impl Tuner {
         }
         // The longest first, where there is most to win.
         open.sort_by_key(|step| std::cmp::Reverse(step.flops(plan.capacity())));
-        if !std::mem::replace(&mut self.told[0], true) {
+        if self.spent < self.tuning.time {
             (self.tuning.tell)(&format!(
-                "tuning: trying the kernels of {} steps on {identity}, {} s at most{}",
+                "tuning: trying the kernels of {} steps on {identity}, {:.1} s at most{}",
                 open.len(),
-                self.tuning.time.as_secs_f64(),
+                (self.tuning.time - self.spent).as_secs_f64(),
                 if self.tuning.folder.is_some() { ", once for this device" } else { "" }
             ));
         }
@@ -144,7 +144,7 @@ impl Tuner {
         let picked = step.of_style(style).name;
         let mut found = Found { kernel: picked.to_owned(), full: false, us: Default::default() };
         if self.spent >= self.tuning.time {
-            if !std::mem::replace(&mut self.told[1], true) {
+            if !std::mem::replace(&mut self.told, true) {
                 (self.tuning.tell)("tuning: the time is spent; the other steps keep the kernels that suit this kind of adapter");
             }
             return Ok(found);
