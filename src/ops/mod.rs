@@ -23,12 +23,14 @@ pub mod reduce;
 pub mod reshape;
 pub mod softmax;
 pub mod step;
+mod tiles;
 pub mod window;
 
 use std::fmt;
 
 pub use operators::*;
 use serde::Serialize;
+pub(crate) use tiles::Tiles;
 
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};

@@ -6,7 +6,7 @@ use super::{Block, PLACES, type_of};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
-use crate::ops::{Cpu, Launch, Reference, Rules, kernel, no_second_gradient};
+use crate::ops::{Cpu, Launch, Reference, Rules, Tiles, Variant, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
 /// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, y, the places, and w.
@@ -112,7 +112,14 @@ impl Rules for Conv2dReluPoolInputGrad {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        self.known(inputs).launch_over_input(kernel!("conv2d_relu_pool_input_grad"))
+        let block = self.known(inputs);
+        block.launch_over_input(kernel!("conv2d_relu_pool_input_grad"), Tiles::usual(block.conv.channels))
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let block = self.known(inputs);
+        let launch = |tiles| block.launch_over_input(kernel!("conv2d_relu_pool_input_grad"), tiles);
+        Tiles::variants(Tiles::usual(block.conv.channels), block.conv.channels, Tiles::any, launch)
     }
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
@@ -203,7 +210,14 @@ impl Rules for Conv2dReluPoolWeightGrad {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        self.known(inputs).launch_slices(kernel!("conv2d_relu_pool_weight_grad"), self.slices)
+        let block = self.known(inputs);
+        block.launch_slices(kernel!("conv2d_relu_pool_weight_grad"), self.slices, Tiles::usual(block.conv.filters))
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let block = self.known(inputs);
+        let launch = |tiles| block.launch_slices(kernel!("conv2d_relu_pool_weight_grad"), self.slices, tiles);
+        Tiles::variants(Tiles::usual(block.conv.filters), block.conv.filters, Tiles::one_row_each, launch)
     }
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
