@@ -11,7 +11,7 @@ use super::profile::RunTimes;
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
-use crate::ops::{Cpu, CpuView};
+use crate::ops::{Cpu, CpuView, Style};
 use crate::plan::{Place, Plan, Step};
 use crate::shape::TensorType;
 
@@ -78,6 +78,10 @@ fn allocate(what: &str, words: usize, word: f32) -> Result<Vec<f32>> {
 impl Executor for CpuExecutor {
     fn device(&self) -> String {
         format!("cpu ({} threads)", self.threads())
+    }
+
+    fn style(&self) -> Style {
+        Style::Cpu
     }
 
     /// The number of threads changes no bit; the width of the processor's vectors does.
