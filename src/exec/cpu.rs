@@ -86,7 +86,8 @@ impl Executor for CpuExecutor {
 
     /// The number of threads changes no bit; the width of the processor's vectors does.
     fn identity(&self) -> String {
-        format!("cpu, {}, {:?}", std::env::consts::ARCH, pulp::Arch::new())
+        let vectors = format!("{:?}", pulp::Arch::new()); // a level with a list of what it stands for, like `V4(…)`
+        format!("cpu, {} {}", std::env::consts::ARCH, vectors.split('(').next().unwrap_or_default())
     }
 
     fn max_tensor_bytes(&self) -> u64 {
