@@ -11,7 +11,10 @@ pub(super) struct Terms<'a> {
     pub(super) by: &'a [f32],
 }
 
-/// Adds to `sums[r][n]` the terms `by · source[at + rows[r] + n · lanes ..]`, in their order.
+/// Sums of a piece: vectors of some rows.
+type Sums<S, const R: usize, const N: usize> = [[<S as Simd>::f32s; N]; R];
+
+/// Adds to `sums[r][n]` the terms `by · source[at + rows[r] + n · lanes ..]`, in a fixed order.
 ///
 /// A vector may reach over the end of its row, into what follows it; of what is behind the end of `source` it sees zeros.
 #[inline(always)]
@@ -20,37 +23,75 @@ pub(super) fn add<S: Simd, const R: usize, const N: usize>(
     terms: Terms<'_>,
     source: &[f32],
     rows: [usize; R],
-    mut sums: [[S::f32s; N]; R],
-) -> [[S::f32s; N]; R] {
-    let mut last = 0;
-    for row in rows {
-        last = if row > last { row } else { last };
-    }
-    let reach = last + N * S::F32_LANES;
-    for (&at, &by) in terms.at.iter().zip(terms.by) {
-        let (at, by) = (at as usize, simd.splat_f32s(by));
-        if at + reach <= source.len() {
-            // Indices are literals, since sums that a loop indexes are kept in memory.
-            macro_rules! multiply {
-                ($($r:literal: $($n:literal)*;)*) => { $($(
-                    if $r < R && $n < N {
-                        // SAFETY: rows[r] is at most `last`, so the vector ends within `reach` of `at`, which is inside.
-                        #[allow(unsafe_code, reason = "one check for all rows and vectors of a term")]
-                        let value = unsafe { source.as_ptr().add(at + rows[$r]).cast::<S::f32s>().add($n).read_unaligned() };
-                        sums[$r][$n] = simd.mul_add_f32s(by, value, sums[$r][$n]);
-                    }
-                )*)* };
-            }
-            multiply!(0: 0 1 2 3 4 5; 1: 0 1 2 3 4 5; 2: 0 1 2 3 4 5;);
+    sums: Sums<S, R, N>,
+) -> Sums<S, R, N> {
+    // A sum waits some four steps for its last addition, and two additions can begin in each: where sums are few, there are as many
+    // once more, which take turns.
+    let zeros = [[simd.splat_f32s(0.0); N]; R];
+    let (mut even, mut odd) = (sums, zeros);
+    let (pairs, rest) = (terms.at.chunks_exact(2), terms.at.chunks_exact(2).remainder());
+    for (at, by) in pairs.zip(terms.by.chunks_exact(2)) {
+        even = add_one::<S, R, N>(simd, at[0] as usize, by[0], source, rows, even);
+        if R * N < 8 {
+            odd = add_one::<S, R, N>(simd, at[1] as usize, by[1], source, rows, odd);
         } else {
-            for r in 0..R {
-                for n in 0..N {
-                    let from = (at + rows[r] + n * S::F32_LANES).min(source.len());
-                    let to = (from + S::F32_LANES).min(source.len());
-                    sums[r][n] = simd.mul_add_f32s(by, simd.partial_load_f32s(&source[from..to]), sums[r][n]);
-                }
-            }
+            even = add_one::<S, R, N>(simd, at[1] as usize, by[1], source, rows, even);
         }
+    }
+    if let ([at], Some(&by)) = (rest, terms.by.last()) {
+        even = add_one::<S, R, N>(simd, *at as usize, by, source, rows, even);
+    }
+    if R * N < 8 {
+        for (even, odd) in even.as_flattened_mut().iter_mut().zip(odd.as_flattened()) {
+            *even = simd.add_f32s(*even, *odd);
+        }
+    }
+    even
+}
+
+/// Adds one term.
+#[inline(always)]
+fn add_one<S: Simd, const R: usize, const N: usize>(
+    simd: S,
+    at: usize,
+    by: f32,
+    source: &[f32],
+    rows: [usize; R],
+    mut sums: Sums<S, R, N>,
+) -> Sums<S, R, N> {
+    let by = simd.splat_f32s(by);
+    let mut inside = true;
+    for row in rows {
+        inside &= at + row + N * S::F32_LANES <= source.len();
+    }
+    // Indices are literals, since sums that a loop indexes are kept in memory.
+    macro_rules! each {
+        ($value:ident: $($r:literal: $($n:literal)*;)*) => { $($(
+            if $r < R && $n < N {
+                sums[$r][$n] = simd.mul_add_f32s(by, $value!($r, $n), sums[$r][$n]);
+            }
+        )*)* };
+        ($value:ident) => { each!($value: 0: 0 1 2 3 4 5; 1: 0 1 2 3 4 5; 2: 0 1 2 3 4 5;) };
+    }
+    if inside {
+        macro_rules! whole {
+            ($r:literal, $n:literal) => {{
+                // SAFETY: `inside` says so of every row.
+                #[allow(unsafe_code, reason = "checked for the whole row")]
+                unsafe {
+                    source.as_ptr().add(at + rows[$r]).cast::<S::f32s>().add($n).read_unaligned()
+                }
+            }};
+        }
+        each!(whole);
+    } else {
+        macro_rules! part {
+            ($r:literal, $n:literal) => {{
+                let from = (at + rows[$r] + $n * S::F32_LANES).min(source.len());
+                simd.partial_load_f32s(&source[from..(from + S::F32_LANES).min(source.len())])
+            }};
+        }
+        each!(part);
     }
     sums
 }
