@@ -90,6 +90,8 @@ pub mod plan;
 pub mod plot;
 pub mod predict;
 pub mod rng;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod shape;
 pub mod train;
 
