@@ -247,7 +247,8 @@ fn opener(device: Device, instances: usize) -> Opener {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = device.threads.unwrap_or((cores / instances).max(1));
     Arc::new(move || {
-        let device = Device { threads: (device.device == DeviceChoice::Cpu || device.threads.is_some()).then_some(threads), ..device.clone() };
+        let device =
+            Device { threads: (device.device == DeviceChoice::Cpu || device.threads.is_some()).then_some(threads), ..device.clone() };
         let (exec, why): (Box<dyn Executor>, String) = device.open()?;
         log::debug!("device {}: {why}", exec.device());
         Ok(exec)

@@ -65,18 +65,19 @@ impl Shared {
             self.device_bytes.fetch_sub(bytes, Ordering::Relaxed);
             let healthy = self.healthy.fetch_sub(1, Ordering::SeqCst) - 1;
             drop(predictor.take()); // its memory, before a new one asks for as much
-            if let Some(reason) = failed {
+            if let Some((reason, jobs)) = failed {
                 log::error!(model = self.model.name; "{reason}; opening the device again");
+                turn_away(jobs);
                 if healthy == 0 {
-                    self.turn_away();
+                    turn_away(self.queue.drain());
                 }
                 predictor = self.recover();
             }
         }
     }
 
-    /// Computes batches until the queue is closed and empty, or a run fails: then why.
-    fn serve(&self, predictor: &mut Predictor) -> Option<String> {
+    /// Computes batches until the queue is closed and empty, or a run fails: then why, and whose it was.
+    fn serve(&self, predictor: &mut Predictor) -> Option<(String, Vec<Job>)> {
         while let Some(jobs) = self.queue.next_batch() {
             if jobs.is_empty() {
                 continue;
@@ -96,11 +97,7 @@ impl Shared {
                 }
                 Err(_) => "a panic while computing".to_owned(),
             };
-            for job in jobs {
-                // Nobody may be waiting any more.
-                let _ = job.reply.send(Err(Refusal::unavailable("the device failed; it is being opened again")));
-            }
-            return Some(failed);
+            return Some((failed, jobs));
         }
         None
     }
@@ -139,7 +136,7 @@ impl Shared {
             let until = Instant::now() + wait;
             while Instant::now() < until {
                 if self.queue.is_closed() {
-                    self.turn_away();
+                    turn_away(self.queue.drain());
                     return None;
                 }
                 std::thread::sleep(RETRY[0].min(until.saturating_duration_since(Instant::now())));
@@ -147,11 +144,11 @@ impl Shared {
             wait = RETRY[1].min(2 * wait);
         }
     }
+}
 
-    /// Tells everyone who waits that there is no device.
-    fn turn_away(&self) {
-        for job in self.queue.drain() {
-            let _ = job.reply.send(Err(Refusal::unavailable("the device failed; it is being opened again")));
-        }
+/// Tells clients that there is no device. Nobody may be waiting any more.
+fn turn_away(jobs: Vec<Job>) {
+    for job in jobs {
+        let _ = job.reply.send(Err(Refusal::unavailable("the device failed; it is being opened again")));
     }
 }

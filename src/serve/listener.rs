@@ -38,9 +38,8 @@ pub(super) enum Protocol {
     Http2,
 }
 
-/// A port.
+/// What the connections of a port have in common.
 pub(super) struct Port {
-    pub(super) listener: TcpListener,
     pub(super) protocol: Protocol,
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) limits: Limits,
@@ -55,7 +54,7 @@ pub(super) struct Port {
 const HEAD_BYTES: usize = 32 << 10;
 
 /// Answers on a port until the server is closed. What `answer` makes of a request is sent whatever it is.
-pub(super) async fn listen<F, R, B>(port: Port, answer: F)
+pub(super) async fn listen<F, R, B>(listener: TcpListener, port: Port, answer: F)
 where
     F: Fn(Request<Incoming>, SocketAddr) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<B>> + Send + 'static,
@@ -66,7 +65,7 @@ where
     let mut stage = port.stage.clone();
     loop {
         let accepted = tokio::select! {
-            accepted = port.listener.accept() => accepted,
+            accepted = listener.accept() => accepted,
             () = closed(&mut stage) => return,
         };
         let (tcp, peer) = match accepted {

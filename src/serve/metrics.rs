@@ -93,7 +93,9 @@ fn render_own(text: &mut Text, versions: &[Arc<Version>]) {
     let moments = |version: &Version| *version.stats().input.lock().unwrap_or_else(PoisonError::into_inner);
     let counters: [Sample<'_, Version>; 4] = [
         ("shadernet_device_lost_total", "Times a device was lost", &|v| v.stats().device_lost.load(Ordering::Relaxed) as f64),
-        ("shadernet_input_values_total", "Values of images computed; with the sums below, mean and deviation", &|v| moments(v).values as f64),
+        ("shadernet_input_values_total", "Values of images computed; with the sums below, mean and deviation", &|v| {
+            moments(v).values as f64
+        }),
         ("shadernet_input_sum_total", "Sum of those values, as the network takes them", &|v| moments(v).sum),
         ("shadernet_input_squares_total", "Sum of their squares", &|v| moments(v).squares),
     ];

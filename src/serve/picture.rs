@@ -27,9 +27,9 @@ pub(super) async fn classify(state: &State, version: &Version, query: Option<&st
     };
     let image = decode(state, version, body).await?;
     let probabilities = version.infer(Images::Bytes(image.into()), began + state.limits.timeout).await?;
-    let classes = most_probable(&probabilities, top).into_iter().map(|(index, probability)| {
-        json!({ "class": version.model().classes[index], "index": index, "probability": probability })
-    });
+    let classes = most_probable(&probabilities, top)
+        .into_iter()
+        .map(|(index, probability)| json!({ "class": version.model().classes[index], "index": index, "probability": probability }));
     Ok(json!({ "model_name": version.name, "model_version": version.number.to_string(), "classes": classes.collect::<Vec<_>>() }))
 }
 

@@ -197,7 +197,8 @@ impl Repository {
         let found = self.scan().unwrap_or_default();
         for (name, entry) in &models {
             for version in entry.versions.values() {
-                let reason = entry.problem.as_ref().map_or(String::new(), |problem| format!("serving, but the last load failed: {problem}"));
+                let reason =
+                    entry.problem.as_ref().map_or(String::new(), |problem| format!("serving, but the last load failed: {problem}"));
                 lines.push(Line { name: name.clone(), version: version.number.to_string(), ready: version.is_ready(), reason });
             }
         }

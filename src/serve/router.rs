@@ -54,7 +54,8 @@ struct Call<'a> {
 impl Call<'_> {
     /// The body. `copies` is how many times its size what it becomes may take besides.
     async fn body(&mut self, copies: usize) -> Result<Bytes, Refusal> {
-        if let Some(encoding) = self.headers.get(CONTENT_ENCODING).filter(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        if let Some(encoding) = self.headers.get(CONTENT_ENCODING).filter(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        {
             let message = format!("content-encoding: found {encoding:?}, expected none");
             return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
@@ -173,7 +174,9 @@ async fn v1_model(call: &mut Call<'_>, rest: &[&str], get: bool, post: bool) -> 
             v1::predict(state, &version, body).await
         }
         Some("predict") => wrong_method("POST"),
-        Some(verb) => Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, format!("verb {}, expected predict", super::repository::printable(verb)))),
+        Some(verb) => {
+            Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, format!("verb {}, expected predict", super::repository::printable(verb))))
+        }
         None if !get => wrong_method("GET, HEAD"),
         None if last == "metadata" && rest.len() > 1 => Ok(v1::metadata(&version).into()),
         None => {

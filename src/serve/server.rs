@@ -54,29 +54,31 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("serve").enable_all().build();
         let runtime = runtime.map_err(|e| Error::invalid("threads of the server", e, "threads the system can start"))?;
         let (alive, ended) = mpsc::channel(1);
-        let port = |address: SocketAddr, protocol: Protocol| -> Result<Port> {
+        let port = |address: SocketAddr, protocol: Protocol| -> Result<(TcpListener, Port)> {
             let listener = runtime.block_on(TcpListener::bind(address));
             let listener = listener.map_err(|e| Error::invalid(format!("address {address}"), e, "one that is free"))?;
             let protocols: &[&[u8]] = if protocol == Protocol::Http2 { &[b"h2"] } else { &[b"http/1.1"] };
             let tls = config.tls.as_ref().map(|(certificates, key)| acceptor(certificates, key, protocols)).transpose()?;
             let (limits, connections) = (config.limits.clone(), state.connections.clone());
-            Ok(Port { listener, protocol, tls, limits, stage: watched.clone(), connections, alive: alive.clone() })
+            Ok((listener, Port { protocol, tls, limits, stage: watched.clone(), connections, alive: alive.clone() }))
         };
         let http = port(config.http, Protocol::Http1)?;
         let admin = config.admin.map(|address| port(address, Protocol::Http1)).transpose()?;
         let grpc = config.grpc.map(|address| port(address, Protocol::Http2)).transpose()?;
-        let at = |port: &Port| port.listener.local_addr().map_err(|e| Error::invalid("address of a port", e, "one that the system tells"));
+        let at = |(listener, _): &(TcpListener, Port)| {
+            listener.local_addr().map_err(|e| Error::invalid("address of a port", e, "one that the system tells"))
+        };
         let addresses =
             Addresses { http: at(&http)?, grpc: grpc.as_ref().map(at).transpose()?, admin: admin.as_ref().map(at).transpose()? };
 
         for (port, door) in [(Some(http), Door::Public), (admin, Door::Admin)] {
-            let Some(port) = port else { continue };
+            let Some((listener, port)) = port else { continue };
             let state = state.clone();
-            runtime.spawn(listen(port, move |request, peer| router::answer(state.clone(), door, request, peer)));
+            runtime.spawn(listen(listener, port, move |request, peer| router::answer(state.clone(), door, request, peer)));
         }
-        if let Some(port) = grpc {
+        if let Some((listener, port)) = grpc {
             let state = state.clone();
-            runtime.spawn(listen(port, move |request, peer| grpc::answer(state.clone(), request, peer)));
+            runtime.spawn(listen(listener, port, move |request, peer| grpc::answer(state.clone(), request, peer)));
         }
         state.repository.load_all()?;
         Ok(Self { runtime, state, stage, ended, addresses })

@@ -42,7 +42,11 @@ impl Tokens {
         let Some(path) = &self.path else { return Ok(()) };
         let size = std::fs::metadata(path).map_err(Error::io(path, "cannot open"))?.len();
         if size > FILE_BYTES {
-            return Err(Error::invalid(format!("the tokens in {}", path.display()), format!("{size} bytes"), format!("at most {FILE_BYTES}")));
+            return Err(Error::invalid(
+                format!("the tokens in {}", path.display()),
+                format!("{size} bytes"),
+                format!("at most {FILE_BYTES}"),
+            ));
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read"))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -75,6 +79,9 @@ pub(super) fn acceptor(certificates: &Path, key: &Path, protocols: &[&[u8]]) -> 
     };
     let chain = CertificateDer::pem_file_iter(certificates).map_err(|e| wrong(certificates, "the certificates", &e))?;
     let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|e| wrong(certificates, "the certificates", &e))?;
+    if chain.is_empty() {
+        return Err(wrong(certificates, "the certificates", &"none"));
+    }
     let private = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key, "the private key", &e))?;
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
     let config = config.map_err(|e| wrong(certificates, "TLS", &e))?.with_no_client_auth();

@@ -136,7 +136,8 @@ impl<'de> Deserialize<'de> for Row {
 /// `POST …:predict`.
 pub(super) async fn predict(state: &State, version: &Version, body: Bytes) -> Result<Answer, Refusal> {
     let began = Instant::now();
-    let request: Request = serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("the request is not what the API says: {error}")))?;
+    let request: Request =
+        serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("the request is not what the API says: {error}")))?;
     drop(body);
     let bytes = match request.signature_name.as_deref() {
         None | Some("" | DEFAULT) => false,
@@ -188,7 +189,8 @@ async fn decode_pictures(state: &State, version: &Version, pictures: Vec<String>
 /// `GET /v1/models/M[/versions/V]`.
 pub(super) fn status(versions: &[u64], ready: bool) -> Value {
     let state = if ready { "AVAILABLE" } else { "LOADING" };
-    let one = |version: &u64| json!({ "version": version.to_string(), "state": state, "status": { "error_code": "OK", "error_message": "" } });
+    let one =
+        |version: &u64| json!({ "version": version.to_string(), "state": state, "status": { "error_code": "OK", "error_message": "" } });
     json!({ "model_version_status": versions.iter().map(one).collect::<Vec<_>>() })
 }
 

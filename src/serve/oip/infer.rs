@@ -85,7 +85,11 @@ pub(crate) fn decode(headers: &HeaderMap, body: &Bytes, version: &Version) -> Re
     let Some(length) = headers.get(HEADER_LENGTH) else { return decode_parts(body, &Bytes::new(), false, version) };
     let length = length.to_str().ok().and_then(|text| text.trim().parse::<usize>().ok());
     match length.filter(|&length| length <= body.len()) {
-        None => Err(Refusal::expected(HEADER_LENGTH, format!("{:?}", headers[HEADER_LENGTH]), format!("at most the body's {} bytes", body.len()))),
+        None => Err(Refusal::expected(
+            HEADER_LENGTH,
+            format!("{:?}", headers[HEADER_LENGTH]),
+            format!("at most the body's {} bytes", body.len()),
+        )),
         Some(0) => {
             let output = Output { binary: true, classification: 0 };
             Ok(Request { id: String::new(), images: Images::Bytes(body.clone()), timeout: None, output })
@@ -95,7 +99,8 @@ pub(crate) fn decode(headers: &HeaderMap, body: &Bytes, version: &Version) -> Re
 }
 
 fn decode_parts(json: &Bytes, binary: &Bytes, split: bool, version: &Version) -> Result<Request, Refusal> {
-    let head: Head = serde_json::from_slice(json).map_err(|error| Refusal::bad(format!("the request is not what the protocol says: {error}")))?;
+    let head: Head =
+        serde_json::from_slice(json).map_err(|error| Refusal::bad(format!("the request is not what the protocol says: {error}")))?;
     let [input] = <[Input; 1]>::try_from(head.inputs.0)
         .map_err(|inputs| Refusal::expected("inputs", format!("{} of them", inputs.len()), format!("one, {INPUT:?}")))?;
     let images = decode_input(input, binary, split, version)?;
@@ -121,7 +126,11 @@ fn decode_input(input: Input, binary: &Bytes, split: bool, version: &Version) ->
         }
         (Some(data), None) => {
             if !binary.is_empty() {
-                return Err(Refusal::expected("the body", format!("{} bytes after the JSON", binary.len()), "as many as binary_data_size says"));
+                return Err(Refusal::expected(
+                    "the body",
+                    format!("{} bytes after the JSON", binary.len()),
+                    "as many as binary_data_size says",
+                ));
             }
             from_numbers(&input.datatype, data.values, count, version)
         }
@@ -131,7 +140,11 @@ fn decode_input(input: Input, binary: &Bytes, split: bool, version: &Version) ->
 /// The number of images of an input that says this of itself.
 pub(crate) fn check_input(name: &str, datatype: &str, shape: &[u64], version: &Version) -> Result<usize, Refusal> {
     if name != INPUT {
-        return Err(Refusal::expected("the name of the input", format!("{:?}", super::super::repository::printable(name)), format!("{INPUT:?}")));
+        return Err(Refusal::expected(
+            "the name of the input",
+            format!("{:?}", super::super::repository::printable(name)),
+            format!("{INPUT:?}"),
+        ));
     }
     if !["UINT8", "FP32"].contains(&datatype) {
         let found = super::super::repository::printable(datatype);
@@ -149,7 +162,11 @@ pub(crate) fn check_input(name: &str, datatype: &str, shape: &[u64], version: &V
             Err(Refusal::too_large(format!("{count} images in one request, expected at most {}", version.queue().limit)))
         }
         Some(count @ 1..) => Ok(count),
-        _ => Err(Refusal::expected("the shape of the input", format!("{shape:?}"), format!("[N, {height}, {width}, {channels}] with N from 1"))),
+        _ => Err(Refusal::expected(
+            "the shape of the input",
+            format!("{shape:?}"),
+            format!("[N, {height}, {width}, {channels}] with N from 1"),
+        )),
     }
 }
 
@@ -158,7 +175,11 @@ pub(crate) fn from_raw(datatype: &str, bytes: Bytes, count: usize, version: &Ver
     let size = if datatype == "UINT8" { 1 } else { 4 };
     let wanted = count * version.image_len() * size;
     if bytes.len() != wanted {
-        return Err(Refusal::expected("the data of the input", format!("{} bytes", bytes.len()), format!("the {wanted} bytes of its shape")));
+        return Err(Refusal::expected(
+            "the data of the input",
+            format!("{} bytes", bytes.len()),
+            format!("the {wanted} bytes of its shape"),
+        ));
     }
     if size == 1 {
         return Ok(Images::Bytes(bytes));
@@ -177,7 +198,9 @@ pub(crate) fn from_numbers(datatype: &str, values: Vec<f32>, count: usize, versi
     }
     let byte = |value: f32| if value.fract() == 0.0 && (0.0..=255.0).contains(&value) { Ok(value as u8) } else { Err(value) };
     let bytes = values.into_iter().map(byte).collect::<Result<Vec<u8>, f32>>();
-    bytes.map(|bytes| Images::Bytes(bytes.into())).map_err(|value| Refusal::expected("a number of a UINT8 input", value, "a whole number from 0 to 255"))
+    bytes
+        .map(|bytes| Images::Bytes(bytes.into()))
+        .map_err(|value| Refusal::expected("a number of a UINT8 input", value, "a whole number from 0 to 255"))
 }
 
 fn decode_outputs(outputs: Option<Few<Wanted>>, binary: bool, version: &Version) -> Result<Output, Refusal> {
@@ -261,7 +284,9 @@ pub(crate) fn encode(version: &Version, id: &str, probabilities: &[f32], output:
 pub(crate) fn classified(version: &Version, probabilities: &[f32], top: usize) -> Vec<String> {
     let classes = &version.model().classes;
     let rows = probabilities.chunks_exact(classes.len());
-    rows.flat_map(|row| most_probable(row, top)).map(|(class, probability)| format!("{probability:.6}:{class}:{}", classes[class])).collect()
+    rows.flat_map(|row| most_probable(row, top))
+        .map(|(class, probability)| format!("{probability:.6}:{class}:{}", classes[class]))
+        .collect()
 }
 
 /// Words as a tensor of BYTES: each with its length before it.

@@ -25,8 +25,7 @@ pub(super) const OUTPUT: &str = "probabilities";
 /// What the protocol calls the program behind a model.
 pub(super) const PLATFORM: &str = "shadernet";
 /// Extensions, by the names that clients look for.
-pub(super) const EXTENSIONS: [&str; 5] =
-    ["binary_tensor_data", "classification", "model_configuration", "statistics", "model_repository"];
+pub(super) const EXTENSIONS: [&str; 5] = ["binary_tensor_data", "classification", "model_configuration", "statistics", "model_repository"];
 
 /// `GET /v2`.
 pub(super) fn server_metadata() -> Value {
