@@ -42,8 +42,8 @@ pub(super) struct Arguments {
     admin_port: OptionalPort,
     #[command(flatten)]
     device: Device,
-    /// Threads with the model in memory, for each model: with two, one batch is prepared while the other is computed
-    /// [default: 1 on the CPU, 2 on a GPU]. On the CPU they share the cores.
+    /// Threads with the model in memory, for each model, which compute batches side by side [default: on the CPU, where they share
+    /// the cores, one for each core but at most 8; 2 on a GPU, so that one batch is prepared while the other is computed].
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     instances: Option<usize>,
     /// Most images of a batch.
@@ -205,7 +205,8 @@ fn configure(arguments: Arguments) -> Result<Config, Error> {
         (models, _) => models.iter().map(|model| model.parse()).collect::<Result<Vec<Source>, Error>>()?,
     };
     let on_cpu = arguments.device.is_cpu()?;
-    let instances = arguments.instances.unwrap_or(if on_cpu { 1 } else { 2 });
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let instances = arguments.instances.unwrap_or(if on_cpu { cores.min(8) } else { 2 });
     let limits = Limits {
         body: arguments.max_body,
         memory: arguments.max_memory,

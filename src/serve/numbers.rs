@@ -7,6 +7,17 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 
+use super::refusal::Refusal;
+
+/// Reads a request of JSON. It is an object: serde would take a list of an object's values as well.
+pub(super) fn from_json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Refusal> {
+    let wrong = |error: serde_json::Error| Refusal::bad(format!("the request is not what the protocol says: {error}"));
+    match text.trim_ascii_start().first() {
+        None | Some(b'{') => serde_json::from_slice(text).map_err(wrong),
+        Some(_) => Err(Refusal::expected("the request", "something else", "a JSON object")),
+    }
+}
+
 /// A tensor as nested lists. Lists of one depth have one length.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Nested {

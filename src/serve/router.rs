@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use super::answer::{Answer, text};
 use super::body::{self, Share};
+use super::numbers::from_json;
 use super::refusal::Refusal;
 use super::version::Version;
 use super::{Door, State, metrics, oip, picture, v1};
@@ -92,6 +93,7 @@ async fn route(state: &Arc<State>, door: Door, request: Request<Incoming>, share
     match segments.as_slice() {
         ["v2"] if get => Ok(oip::server_metadata().into()),
         ["v2", "models", "stats"] if get => Ok(oip::statistics(&state.repository.serving()).into()),
+        ["v2", "models", "stats"] => wrong_method("GET, HEAD"),
         ["v2", "models", name, "versions", version, rest @ ..] => model(&mut call, name, Some(version), rest, get, post).await,
         ["v2", "models", name, rest @ ..] => model(&mut call, name, None, rest, get, post).await,
         ["v1", "models", rest @ ..] => v1_model(&mut call, rest, get, post).await,
@@ -202,7 +204,7 @@ async fn repository(call: &mut Call<'_>, rest: &[&str]) -> Result<Answer, Refusa
     let body = call.body(0).await?;
     match rest {
         ["index"] => {
-            let asked: Asked = if body.is_empty() { Asked::default() } else { parse(&body)? };
+            let asked: Asked = if body.is_empty() { Asked::default() } else { from_json(&body)? };
             Ok(oip::index(&state, asked.ready).into())
         }
         ["models", name, "load"] => state.load((*name).to_owned()).await.map(|()| text("application/json", "{}")),
@@ -214,8 +216,4 @@ async fn repository(call: &mut Call<'_>, rest: &[&str]) -> Result<Answer, Refusa
         }
         _ => Err(Refusal::not_found("this part of the repository")),
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(body: &'a Bytes) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| Refusal::bad(format!("the request is not what the protocol says: {error}")))
 }

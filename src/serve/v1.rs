@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::State;
 use super::answer::{Answer, json_answer};
-use super::numbers::Nested;
+use super::numbers::{Nested, from_json};
 use super::oip::infer::from_numbers;
 use super::oip::{INPUT, OUTPUT};
 use super::picture;
@@ -136,8 +136,7 @@ impl<'de> Deserialize<'de> for Row {
 /// `POST …:predict`.
 pub(super) async fn predict(state: &State, version: &Version, body: Bytes) -> Result<Answer, Refusal> {
     let began = Instant::now();
-    let request: Request =
-        serde_json::from_slice(&body).map_err(|error| Refusal::bad(format!("the request is not what the API says: {error}")))?;
+    let request: Request = from_json(&body)?;
     drop(body);
     let bytes = match request.signature_name.as_deref() {
         None | Some("" | DEFAULT) => false,

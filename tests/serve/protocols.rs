@@ -216,7 +216,7 @@ fn mistakes_are_named() {
     half[5] = json!(0.5);
     for (status, body, words) in [
         (400, "{".to_owned(), "EOF"),
-        (400, "[]".to_owned(), "invalid"),
+        (400, "[]".to_owned(), "a JSON object"),
         (400, "{\"inputs\":[]}".to_owned(), "inputs: found 0"),
         (400, input_with("name", json!("x\u{1b}[2J")), "images"),
         (400, input_with("datatype", json!("INT64")), "UINT8 (0 to 255) or FP32"),

@@ -9,9 +9,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use hyper::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::super::numbers::{Few, Nested};
+use super::super::numbers::{Few, Nested, from_json};
 use super::super::queue::Images;
 use super::super::refusal::Refusal;
+use super::super::repository::printable;
 use super::super::top::most_probable;
 use super::super::version::Version;
 use super::{INPUT, OUTPUT};
@@ -99,8 +100,7 @@ pub(crate) fn decode(headers: &HeaderMap, body: &Bytes, version: &Version) -> Re
 }
 
 fn decode_parts(json: &Bytes, binary: &Bytes, split: bool, version: &Version) -> Result<Request, Refusal> {
-    let head: Head =
-        serde_json::from_slice(json).map_err(|error| Refusal::bad(format!("the request is not what the protocol says: {error}")))?;
+    let head: Head = from_json(json)?;
     let [input] = <[Input; 1]>::try_from(head.inputs.0)
         .map_err(|inputs| Refusal::expected("inputs", format!("{} of them", inputs.len()), format!("one, {INPUT:?}")))?;
     let images = decode_input(input, binary, split, version)?;
@@ -140,14 +140,10 @@ fn decode_input(input: Input, binary: &Bytes, split: bool, version: &Version) ->
 /// The number of images of an input that says this of itself.
 pub(crate) fn check_input(name: &str, datatype: &str, shape: &[u64], version: &Version) -> Result<usize, Refusal> {
     if name != INPUT {
-        return Err(Refusal::expected(
-            "the name of the input",
-            format!("{:?}", super::super::repository::printable(name)),
-            format!("{INPUT:?}"),
-        ));
+        return Err(Refusal::expected("the name of the input", format!("{:?}", printable(name)), format!("{INPUT:?}")));
     }
     if !["UINT8", "FP32"].contains(&datatype) {
-        let found = super::super::repository::printable(datatype);
+        let found = printable(datatype);
         return Err(Refusal::expected("the datatype of the input", found, "UINT8 (0 to 255) or FP32 (0 to 1)"));
     }
     let [height, width, channels] = version.model().input;
@@ -207,7 +203,7 @@ fn decode_outputs(outputs: Option<Few<Wanted>>, binary: bool, version: &Version)
     let mut outputs = outputs.map(|outputs| outputs.0).unwrap_or_default();
     let Some(wanted) = outputs.pop() else { return Ok(Output { binary, classification: 0 }) };
     if wanted.name != OUTPUT || !outputs.is_empty() {
-        let names: Vec<String> = outputs.iter().chain([&wanted]).map(|output| super::super::repository::printable(&output.name)).collect();
+        let names: Vec<String> = outputs.iter().chain([&wanted]).map(|output| printable(&output.name)).collect();
         return Err(Refusal::expected("outputs", format!("{names:?}"), format!("{OUTPUT:?}, once")));
     }
     let classification = wanted.parameters.classification.unwrap_or(0).min(version.model().classes.len() as u64) as usize;
