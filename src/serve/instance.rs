@@ -113,6 +113,7 @@ impl Shared {
             let queued = began.saturating_duration_since(job.arrived);
             let answer = Answer { probabilities: probabilities.to_vec(), queued, upload, compute, download };
             let images = job.images;
+            job.place.free();
             // Nobody may be waiting any more. Whoever is gets the answer before it is counted.
             let _ = job.reply.send(Ok(answer));
             self.stats.seen(&images, probabilities);

@@ -60,6 +60,8 @@ pub(super) struct Job {
     /// Number of images, from 1 to the largest batch.
     pub(super) count: usize,
     pub(super) arrived: Instant,
+    /// Its part of the request's place.
+    pub(super) place: Arc<Place>,
     /// Gone as soon as nobody waits.
     pub(super) reply: oneshot::Sender<Result<Answer, Refusal>>,
 }
@@ -118,16 +120,35 @@ struct Waiting {
     closed: bool,
 }
 
-/// A request's place, given back when dropped.
+/// A place for images, given back when they are computed or nobody waits for them any more.
+///
+/// Whoever computes gives it back, not only whoever waits: where far more is asked than can be answered, the threads that tell
+/// clients are late, and places kept until then would leave the device without work.
 #[derive(Debug)]
 pub(super) struct Place {
     queue: Arc<Queue>,
-    images: usize,
+    /// Those not given back.
+    images: AtomicUsize,
 }
 
-impl Drop for Place {
+impl Place {
+    /// Gives it back, once.
+    pub(super) fn free(&self) {
+        self.queue.images.fetch_sub(self.images.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// A request under way: counts while it lives, and gives its places back at its end.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    queue: Arc<Queue>,
+    /// One for each part.
+    pub(super) places: Vec<Arc<Place>>,
+}
+
+impl Drop for Admitted {
     fn drop(&mut self) {
-        self.queue.images.fetch_sub(self.images, Ordering::Relaxed);
+        self.places.iter().for_each(|place| place.free());
         self.queue.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -148,12 +169,14 @@ impl Queue {
         self.lock().count
     }
 
-    /// A place for so many images, if there is one.
-    pub(super) fn admit(self: &Arc<Self>, images: usize) -> Option<Place> {
+    /// Places for a request of so many images, one for each part that goes into one batch, if there are any.
+    pub(super) fn admit(self: &Arc<Self>, images: usize) -> Option<Admitted> {
         let room = |now: usize| now.checked_add(images).filter(|&then| then <= self.limit);
         self.images.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
         self.requests.fetch_add(1, Ordering::Relaxed);
-        Some(Place { queue: self.clone(), images })
+        let parts = (0..images).step_by(self.batching.max).map(|first| self.batching.max.min(images - first));
+        let place = |images| Arc::new(Place { queue: self.clone(), images: AtomicUsize::new(images) });
+        Some(Admitted { queue: self.clone(), places: parts.map(place).collect() })
     }
 
     /// Puts the parts of a request into the line; gives them back if the queue is closed.

@@ -51,7 +51,7 @@ impl Server {
         let (stage, watched) = watch::channel(Stage::Open);
         let state = Arc::new(State::new(&config, repository, tokens, watched.clone()));
 
-        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("serve").enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("serve").on_thread_start(give_way).enable_all().build();
         let runtime = runtime.map_err(|e| Error::invalid("threads of the server", e, "threads the system can start"))?;
         let (alive, ended) = mpsc::channel(1);
         let port = |address: SocketAddr, protocol: Protocol| -> Result<(TcpListener, Port)> {
@@ -129,6 +129,15 @@ impl Server {
         self.state.repository.close(deadline.max(Instant::now() + Duration::from_millis(100)));
         self.runtime.shutdown_background();
         ended
+    }
+}
+
+/// Lets the threads that compute go before this one, which answers connections: else, where there is far more asked than can be
+/// answered, turning requests away would take the processor from answering the others.
+fn give_way() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 5) {
+        log::debug!("the threads for connections keep their priority: {error}");
     }
 }
 

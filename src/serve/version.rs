@@ -147,15 +147,15 @@ impl Version {
         if !self.is_ready() {
             return Err(Refusal::unavailable("the device failed; it is being opened again"));
         }
-        let place = self.queue().admit(count);
-        let _place = place.ok_or_else(|| Refusal::unavailable(format!("the queue is full: {limit} images are under way")))?;
+        let admitted = self.queue().admit(count);
+        let admitted = admitted.ok_or_else(|| Refusal::unavailable(format!("the queue is full: {limit} images are under way")))?;
 
         let arrived = Instant::now();
         let (mut jobs, mut answers) = (Vec::new(), Vec::new());
-        while images.len() > 0 {
+        for place in &admitted.places {
             let part = images.split_to(images.len().min(max * one));
             let (reply, answer) = oneshot::channel();
-            jobs.push(Job { count: part.len() / one, images: part, arrived, reply });
+            jobs.push(Job { count: part.len() / one, images: part, arrived, place: place.clone(), reply });
             answers.push(answer);
         }
         if self.queue().push(jobs).is_err() {

@@ -9,7 +9,8 @@ type Reply = oneshot::Receiver<Result<Answer, Refusal>>;
 /// A job of so many images of one byte, and its client.
 fn job(count: usize) -> (Job, Reply) {
     let (reply, answer) = oneshot::channel();
-    (Job { images: Images::Bytes(vec![0; count].into()), count, arrived: Instant::now(), reply }, answer)
+    let place = Arc::new(Place { queue: queue(0, 1, Duration::ZERO, &[]), images: AtomicUsize::new(0) });
+    (Job { images: Images::Bytes(vec![0; count].into()), count, arrived: Instant::now(), place, reply }, answer)
 }
 
 /// Puts jobs of these sizes in; their clients.
@@ -84,11 +85,27 @@ fn places_are_bounded_and_come_back() {
     assert!(queue.admit(usize::MAX).is_none(), "a sum that overflows is no place");
     let two = queue.admit(2).unwrap();
     assert_eq!(queue.requests(), 2);
+    three.places.iter().for_each(|place| place.free());
+    assert!(queue.admit(4).is_none());
+    assert_eq!(queue.admit(3).map(|three| three.places.len()), Some(1), "computed, though not told yet");
     drop(three);
+    assert_eq!(queue.requests(), 1);
     assert!(queue.admit(4).is_none());
     assert!(queue.admit(3).is_some());
     drop(two);
     assert_eq!(queue.requests(), 0);
+}
+
+#[test]
+fn request_larger_than_a_batch_has_a_place_for_each_part() {
+    let queue = queue(100, 4, Duration::ZERO, &[]);
+    for (images, parts) in [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)] {
+        let admitted = queue.admit(images).unwrap();
+        assert_eq!(admitted.places.len(), parts);
+        admitted.places[0].free();
+        assert!(queue.admit(100 - images + images.min(4)).is_some());
+    }
+    assert!(queue.admit(100).is_some());
 }
 
 #[test]
