@@ -10,6 +10,8 @@ mod client;
 mod faults;
 #[path = "serve/fragile.rs"]
 mod fragile;
+#[path = "serve/fuzz.rs"]
+mod fuzz;
 #[path = "serve/life.rs"]
 mod life;
 #[path = "serve/protocols.rs"]

@@ -79,7 +79,7 @@ impl Client {
             match self.0.read(&mut byte) {
                 Ok(1) => head.push(byte[0]),
                 Ok(_) => return None,
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if [ErrorKind::ConnectionReset, ErrorKind::NotConnected].contains(&error.kind()) => return None,
                 Err(error) => panic!("no answer: {error}"),
             }
         }
