@@ -78,6 +78,12 @@ if command -v promtool >/dev/null; then
     if grep -v '^nv_inference_' "$work/promtool"; then exit 1; fi
     echo 'ok  promtool'
 fi
+if command -v chromium chromedriver >/dev/null; then
+    "$work/venv/bin/pip" install --quiet --disable-pip-version-check selenium
+    "$python" tests/serve/page.py "$http" "$work/picture.png"
+else
+    echo '--  the page is not tried: no chromium with its driver'
+fi
 if grep -E 'panic|WARN|ERROR' "$work/log"; then exit 1; fi
 stop
 
