@@ -36,7 +36,7 @@
 //! ```
 //!
 //! A module uses what stands to its left, never what stands to its right; [`ops`] is the vocabulary all share; [`data`],
-//! [`files`], [`mod@train`], [`predict`] and [`mod@bench`] stand on top and use the public interface.
+//! [`files`], [`mod@train`], [`predict`], [`mod@bench`] and `serve` stand on top and use the public interface.
 //!
 //! | module | decides |
 //! |---|---|
@@ -50,6 +50,7 @@
 //! | [`nn`], [`models`] | layers and their initial values; networks that come with the crate |
 //! | [`data`], [`mod@train`], [`predict`], [`files`] | images, the training loop, prediction, what is on disk |
 //! | [`mod@bench`] | what is measured of all that |
+//! | `serve` | models behind HTTP and gRPC: protocols, batching, admission (with the feature `serve`) |
 //!
 //! # Invariants
 //!
@@ -75,7 +76,8 @@
 //! # Features
 //!
 //! `cli` (default) is what the `shadernet` program and the example trainer need, and brings `data` (download, archives, PNG and
-//! JPEG) and `plot`. An embedder takes the crate with `default-features = false`.
+//! JPEG) and `plot`. `serve` (default) is the server, as a command of the program and as the module `serve`; it alone brings an asynchronous
+//! runtime. An embedder takes the crate with `default-features = false`.
 
 pub mod autodiff;
 pub mod bench;
@@ -93,6 +95,8 @@ pub mod plan;
 pub mod plot;
 pub mod predict;
 pub mod rng;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod shape;
 pub mod train;
 

@@ -1,6 +1,7 @@
-//! Prediction: a trained model and an executor, from bytes of images to probabilities.
+//! Prediction: a trained model and an executor, from images to probabilities.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::exec::ceiling::Ceiling;
@@ -19,6 +20,29 @@ pub struct Predictor {
     plan: Arc<Plan>,
     id: PlanId,
     nodes: Nodes,
+    staged: Vec<f32>,
+}
+
+/// Images to classify, `[images, H, W, C]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Images<'a> {
+    /// Bytes; each is divided by 255.
+    Bytes(&'a [u8]),
+    /// Numbers as the network takes them, so bytes that were divided by 255.
+    Floats(&'a [f32]),
+}
+
+/// What one batch came to.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// `[images, classes]`, the images in the order in which they were given.
+    pub probabilities: Vec<f32>,
+    /// Time to put the images together and to upload them.
+    pub upload: Duration,
+    /// Time to compute, or to hand the work to a device that computes on its own.
+    pub compute: Duration,
+    /// Time until the probabilities are read back, what the device had left to do included.
+    pub download: Duration,
 }
 
 /// The tensors of prediction.
@@ -45,7 +69,7 @@ impl Predictor {
         for (&param, tensor) in nodes.params.iter().zip(weights) {
             write_f32(exec.as_mut(), param, &tensor.data)?;
         }
-        Ok(Self { exec, model, plan, id, nodes })
+        Ok(Self { exec, model, plan, id, nodes, staged: Vec::new() })
     }
 
     /// The graph of prediction.
@@ -100,6 +124,37 @@ impl Predictor {
     /// If the bytes are no whole number of images.
     pub fn logits(&mut self, images: &[u8]) -> Result<Vec<f32>> {
         self.run(images, self.nodes.logits)
+    }
+
+    /// Probabilities of images that came in parts, computed as one batch: one upload, one run, one read-back.
+    ///
+    /// # Errors
+    /// If a part is no whole number of images, or all are more than the plan's capacity.
+    pub fn predict_batch(&mut self, parts: &[Images<'_>]) -> Result<Batch> {
+        let began = Instant::now();
+        let one: usize = self.model.input.iter().product();
+        self.staged.clear();
+        for part in parts {
+            let len = match part {
+                Images::Bytes(bytes) => bytes.len(),
+                Images::Floats(values) => values.len(),
+            };
+            if !len.is_multiple_of(one) || self.staged.len() + len > one * self.plan.capacity() {
+                let expected = format!("images of {one}, {} at most in a batch", self.plan.capacity());
+                return Err(Error::invalid("images to classify", format!("{len} values after {}", self.staged.len()), expected));
+            }
+            match part {
+                Images::Bytes(bytes) => self.staged.extend(bytes.iter().map(|&byte| f32::from(byte) / 255.0)),
+                Images::Floats(values) => self.staged.extend_from_slice(values),
+            }
+        }
+        let batch = self.staged.len() / one;
+        write_f32(self.exec.as_mut(), self.nodes.input, &self.staged)?;
+        let uploaded = Instant::now();
+        self.exec.run(self.id, &[batch])?;
+        let computed = Instant::now();
+        let probabilities = read_f32(self.exec.as_mut(), self.id, self.nodes.probabilities, batch)?;
+        Ok(Batch { probabilities, upload: uploaded - began, compute: computed - uploaded, download: computed.elapsed() })
     }
 
     /// Runs the plan so many times over one batch of images, timed step by step.

@@ -37,6 +37,22 @@ skip() {
     summary+=("$(printf '%-44s %7s  skipped: %s' "$1" - "$2")")
 }
 
+# Clients of the server that no one here wrote. They need Python and packages from its index.
+clients() {
+    local code=0
+    if ! command -v python3 >/dev/null || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+        skip 'other programs as clients of the server' 'no python3 with venv'
+        return
+    fi
+    printf '\n== other programs as clients of the server ==\n'
+    tests/serve/clients.sh || code=$?
+    case $code in
+    0) summary+=("$(printf '%-44s %7s  ok' 'other programs as clients of the server' -)") ;;
+    77) skip 'other programs as clients of the server' 'their packages cannot be installed' ;;
+    *) failed=1 && summary+=("$(printf '%-44s %7s  FAILED' 'other programs as clients of the server' -)") ;;
+    esac
+}
+
 finish() {
     printf '\n%s\n' "${summary[@]}"
     [ $failed = 0 ] && echo 'all passed' || echo 'FAILED'
@@ -57,6 +73,7 @@ cargo test --no-run
 
 if [ "${SHADERNET_TESTS:-}" = cpu ]; then
     pass 'everything, without a GPU' cargo test --no-fail-fast
+    clients
     skip 'every adapter' 'SHADERNET_TESTS=cpu'
     finish
 fi
@@ -78,6 +95,7 @@ fi
 printf 'Usable adapters:\n%s\n' "$found"
 
 pass 'everything, on the first adapter' cargo test --no-fail-fast
+clients
 
 # The test files that touch a GPU, and the unit tests.
 gpu_tests=(--lib)

@@ -13,6 +13,8 @@ mod predict;
 mod profile;
 mod progress;
 mod selftest;
+#[cfg(all(feature = "serve", unix))]
+mod serve;
 mod summary;
 mod train;
 
@@ -45,10 +47,11 @@ Examples:
   shadernet train --out cnn.safetensors --plot curve.png
   shadernet evaluate cnn.safetensors
   shadernet predict cnn.safetensors cat.png dog.jpg --top 5
+  shadernet serve cnn.safetensors
 
 Exit codes: 0 done, 1 failed (one message on standard error says why), 2 wrong usage.
 Environment:
-  RUST_LOG                    error, warn, info or debug; default warn
+  RUST_LOG                    error, warn, info or debug; default warn, for serve info
   SHADERNET_CACHE             folder for downloads and compiled kernels; default: the user's cache folder
   SHADERNET_KERNEL_CACHE=off  keep no compiled kernels
   SHADERNET_OFFLINE=1         never download";
@@ -64,6 +67,8 @@ enum Command {
     Profile(profile::Arguments),
     Bench(bench::Arguments),
     Selftest(selftest::Arguments),
+    #[cfg(all(feature = "serve", unix))]
+    Serve(Box<serve::Arguments>),
 }
 
 /// Why a command did not succeed.
@@ -87,7 +92,11 @@ type Result<T = (), E = Failure> = std::result::Result<T, E>;
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    progress::start_log();
+    match &cli.command {
+        #[cfg(all(feature = "serve", unix))]
+        Command::Serve(arguments) => progress::start_service_log(arguments.log_format == serve::LogFormat::Json),
+        _ => progress::start_log(),
+    }
     let done = match cli.command {
         Command::Train(arguments) => train::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
@@ -98,6 +107,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Selftest(arguments) => selftest::run(&arguments),
+        #[cfg(all(feature = "serve", unix))]
+        Command::Serve(arguments) => serve::run(*arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,7 +148,7 @@ fn answer_json(value: &serde_json::Value) -> Result {
 }
 
 /// Where to compute.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Device {
     /// Where to compute: `auto` (the best hardware GPU, else the CPU), `cpu`, `gpu` (a hardware GPU or an error), or an
     /// adapter's index or part of its name as `shadernet devices` lists them; a software adapter is used only when named.
@@ -201,6 +212,13 @@ impl Device {
             tuning.time = Duration::ZERO;
         }
         Ok(chosen)
+    }
+
+    /// Whether it comes to the CPU.
+    #[cfg(all(feature = "serve", unix))]
+    fn is_cpu(&self) -> Result<bool, Error> {
+        let adapters = if self.device == DeviceChoice::Cpu { Vec::new() } else { gpu::adapters() };
+        Ok(gpu::choose(&self.device, &adapters)?.0.is_none())
     }
 
     /// An executor on it, and why it is that device.

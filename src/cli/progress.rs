@@ -22,6 +22,43 @@ pub(super) fn start_log() {
         .init();
 }
 
+/// Starts the log of a service: with times, from `info` on, and with what a line is about as pairs of names and values.
+#[cfg(all(feature = "serve", unix))]
+pub(super) fn start_service_log(json: bool) {
+    let style = if io::stderr().is_terminal() { env_logger::WriteStyle::Auto } else { env_logger::WriteStyle::Never };
+    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,shadernet=info"));
+    log.format_timestamp_millis().write_style(style);
+    if json {
+        log.format(|out, record| {
+            let mut pairs = Pairs(serde_json::Map::new());
+            pairs.0.insert("time".to_owned(), out.timestamp_millis().to_string().into());
+            pairs.0.insert("level".to_owned(), record.level().as_str().into());
+            pairs.0.insert("target".to_owned(), record.target().into());
+            pairs.0.insert("message".to_owned(), record.args().to_string().into());
+            let _ = record.key_values().visit(&mut pairs);
+            writeln!(out, "{}", serde_json::Value::Object(pairs.0))
+        });
+    }
+    log.init();
+}
+
+/// Pairs of a log line as JSON.
+#[cfg(all(feature = "serve", unix))]
+struct Pairs(serde_json::Map<String, serde_json::Value>);
+
+#[cfg(all(feature = "serve", unix))]
+impl<'a> log::kv::VisitSource<'a> for Pairs {
+    fn visit_pair(&mut self, key: log::kv::Key<'a>, value: log::kv::Value<'a>) -> Result<(), log::kv::Error> {
+        let value = match (value.to_u64(), value.to_f64()) {
+            (Some(number), _) => number.into(),
+            (None, Some(number)) => number.into(),
+            (None, None) => value.to_string().into(),
+        };
+        self.0.insert(key.to_string(), value);
+        Ok(())
+    }
+}
+
 struct LogTarget;
 
 impl Write for LogTarget {

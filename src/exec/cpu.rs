@@ -137,7 +137,7 @@ impl Executor for CpuExecutor {
         let Loaded { plan, flops, slots } = plans.get_mut(plan.0).ok_or_else(|| unknown_plan(plan, known))?;
         check_batches(plan, batches)?;
         let images: usize = batches.iter().sum();
-        let small = flops.saturating_mul(images as u64) <= ALONE;
+        let alone = pool.current_num_threads() == 1 || flops.saturating_mul(images as u64) <= ALONE;
         let mut run = || {
             for &batch in batches {
                 for step in plan.steps() {
@@ -145,7 +145,7 @@ impl Executor for CpuExecutor {
                 }
             }
         };
-        if small {
+        if alone {
             run();
         } else {
             pool.install(run);

@@ -1,0 +1,110 @@
+//! A connection that cannot be held open by doing nothing, or very little, for long.
+//!
+//! hyper bounds how long it waits for the head of a request, idle time before it included, and nothing else. Here the head has
+//! a bound of its own, which runs from its first byte (for the first request, from the start of the connection), and so has
+//! a write that the other side does not take.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// What a connection is doing, as the stream and the service that answers on it both know it.
+#[derive(Debug, Default)]
+pub(super) struct Phase(AtomicU8);
+
+const HEAD: u8 = 0;
+const BUSY: u8 = 1;
+const IDLE: u8 = 2;
+
+impl Phase {
+    /// A request has arrived as far as its head.
+    pub(super) fn busy(&self) {
+        self.0.store(BUSY, Ordering::Relaxed);
+    }
+
+    /// It has been answered.
+    pub(super) fn idle(&self) {
+        self.0.store(IDLE, Ordering::Relaxed);
+    }
+}
+
+/// The stream of a connection.
+pub(super) struct Stream<S> {
+    inner: S,
+    phase: Arc<Phase>,
+    head_timeout: Duration,
+    write_timeout: Duration,
+    head: Pin<Box<Sleep>>,
+    write: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Stream<S> {
+    pub(super) fn new(inner: S, phase: Arc<Phase>, head_timeout: Duration, write_timeout: Duration) -> Self {
+        Self { inner, phase, head_timeout, write_timeout, head: Box::pin(sleep(head_timeout)), write: None }
+    }
+
+    /// Passes on what a write came to, unless it has been waiting for too long.
+    fn stalled<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write = None;
+            return written;
+        }
+        let write = self.write.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
+        ready!(write.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        let phase = self.phase.0.load(Ordering::Relaxed);
+        match read {
+            Poll::Ready(Ok(())) if phase == IDLE && buffer.filled().len() > before => {
+                let until = Instant::now() + self.head_timeout;
+                self.head.as_mut().reset(until);
+                self.phase.0.store(HEAD, Ordering::Relaxed);
+            }
+            Poll::Pending if phase == HEAD => {
+                ready!(self.head.as_mut().poll(context));
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the head of the request takes too long")));
+            }
+            _ => {}
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.stalled(context, written)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(context, parts);
+        self.stalled(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.inner).poll_flush(context);
+        self.stalled(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.inner).poll_shutdown(context);
+        self.stalled(context, shut)
+    }
+}

@@ -1,0 +1,18 @@
+//! The server from outside, over loopback: what it answers, what it withstands, and how it starts, changes and ends.
+#![cfg(feature = "serve")]
+
+#[cfg(feature = "cli")]
+#[path = "common/program.rs"]
+mod binary;
+#[path = "serve/client.rs"]
+mod client;
+#[path = "serve/faults.rs"]
+mod faults;
+#[path = "serve/fragile.rs"]
+mod fragile;
+#[path = "serve/fuzz.rs"]
+mod fuzz;
+#[path = "serve/life.rs"]
+mod life;
+#[path = "serve/protocols.rs"]
+mod protocols;
