@@ -11,7 +11,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -79,8 +79,9 @@ where
         };
         let (port, answer) = (port.clone(), answer.clone());
         tokio::spawn(async move {
-            let _counted = Counted::new(&port.connections);
+            let counted = Counted::new(&port.connections);
             if port.connections.load(Ordering::Relaxed) > port.limits.connections {
+                drop(counted);
                 return turn_away(tcp, &port).await;
             }
             // Small answers must not wait for the acknowledgement of the ones before.
@@ -99,9 +100,22 @@ where
 async fn turn_away(mut tcp: TcpStream, port: &Port) {
     const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n\
         content-length: 50\r\n\r\n{\"error\":\"the server has no connections left now\"}";
-    if port.protocol == Protocol::Http1 && port.tls.is_none() {
-        let _ = tokio::time::timeout(Duration::from_secs(1), tcp.write_all(FULL)).await;
+    if port.protocol != Protocol::Http1 || port.tls.is_some() {
+        return;
     }
+    // Closing on bytes that were not read would take the answer back: read what comes at once, and no more.
+    let tell = async {
+        tcp.write_all(FULL).await?;
+        tcp.shutdown().await?;
+        let mut rest = [0; 4096];
+        for _ in 0..16 {
+            if tcp.read(&mut rest).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(Duration::from_millis(200), tell).await;
 }
 
 async fn serve<S, F, R, B>(stream: S, peer: SocketAddr, port: &Port, answer: F)

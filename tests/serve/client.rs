@@ -79,6 +79,7 @@ impl Client {
             match self.0.read(&mut byte) {
                 Ok(1) => head.push(byte[0]),
                 Ok(_) => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if [ErrorKind::ConnectionReset, ErrorKind::NotConnected].contains(&error.kind()) => return None,
                 Err(error) => panic!("no answer: {error}"),
             }
@@ -103,6 +104,7 @@ impl Client {
                 Ok(0) => return true,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return false,
             }
         }

@@ -69,7 +69,8 @@ fn damaged_requests_are_answered_and_never_as_our_fault() {
         "{\"instances\":[{\"b64\":\"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC\"}]}";
     let infer = "/v2/models/m/infer";
     let (split, raw) = (("inference-header-content-length", length.as_str()), ("inference-header-content-length", "0"));
-    let requests: [(&str, &[(&str, &str)], &[u8]); 5] = [
+    type Request<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [u8]);
+    let requests: [Request<'_>; 5] = [
         (infer, &[], json.as_bytes()),
         (infer, &[split], &binary),
         (infer, &[raw], &data),

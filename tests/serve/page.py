@@ -4,6 +4,7 @@
 """
 
 import sys
+import time
 
 import requests
 from selenium import webdriver
@@ -40,6 +41,7 @@ try:
     assert wait.until(load).split()[1] == "1", load(browser)
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "favicon" not in line["message"]]
     if screenshot:
+        time.sleep(2.5)  # until the table has two readings to take rates from
         browser.save_screenshot(screenshot[0])
 finally:
     browser.quit()
