@@ -6,8 +6,8 @@
 //! The gradients use what pooling means: of a window's four places one alone had the maximum, so for each filter three quarters
 //! of the convolution's gradient are zero, and where ReLU stopped all of it. Only what is left is multiplied.
 //!
-//! Blocks of work depend on shapes alone, and an element is the sum of its terms in one order: that of memory forward and in the
-//! weight's gradient, whatever the processor; in the images' gradient it depends on the width of its vectors.
+//! Blocks of work depend on shapes alone, and an element is the sum of its terms in one order: that of memory forward, whatever
+//! the processor; in the gradients it depends on the width of its vectors.
 
 #![allow(clippy::needless_range_loop, reason = "in loops over an index nothing is called that might not be compiled for the vectors")]
 

@@ -69,7 +69,7 @@ fn run(example: &Example, values: &[Vec<f64>], arch: Arch) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn any_width_of_vectors_gives_the_references_numbers_and_the_same_bits() {
+fn any_width_of_vectors_gives_the_references_numbers_and_forward_the_same_bits() {
     let mut archs = vec![Arch::Scalar, Arch::new()];
     #[cfg(target_arch = "x86_64")]
     archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
@@ -89,8 +89,8 @@ fn any_width_of_vectors_gives_the_references_numbers_and_the_same_bits() {
                 }
             }
         }
-        // All but the images' gradient have one order of terms.
-        let bits = |results: &Vec<Vec<f32>>| [0, 2, 3].map(|i| results[i].iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+        // Forward, and of the bias's gradient, terms have one order.
+        let bits = |results: &Vec<Vec<f32>>| [0, 3].map(|i| results[i].iter().map(|v| v.to_bits()).collect::<Vec<_>>());
         for (arch, other) in archs.iter().zip(&results).skip(1) {
             assert!(bits(&results[0]) == bits(other), "{arch:?} differs in its bits");
         }
