@@ -56,7 +56,7 @@
 //! - [`graph`] and [`ops`] do not mention wgpu; only `exec::gpu` does.
 //! - A [`graph::Graph`] is valid once built: every shape is known, every mistake in a model has been reported.
 //! - No pass and no executor matches on an operator: they know it by [`ops::Rules`]. A new operator is a file in `ops`, its
-//!   kernels, and a word in the list of operators. The one exception is `plan/fuse.rs`, which puts chains of operators together.
+//!   kernels, and a word in the list of operators. The one exception is `plan/fuse/`, which puts chains of operators together.
 //! - A fused plan gives the plain plan's numbers: to the last bits of f64 by the references, within the kernels' tolerances elsewhere.
 //! - Two live tensors never share a slot, and no step reads and writes one slot except through [`ops::Rules::updates`]
 //!   ([`plan::Plan::verify`]).

@@ -1,11 +1,13 @@
 //! Fusion: a fused plan does what the plain one does, on every executor, and puts together only what nothing else reads.
 
 mod common;
+#[path = "fused/step.rs"]
+mod step;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::examples::relu_pools;
+use common::examples::{dense_layers, relu_pools};
 use common::{check_op, compare, executors, noise};
 use shadernet::autodiff::gradients;
 use shadernet::exec::{reference, write_f32, write_u32};
@@ -20,7 +22,7 @@ const POOL: Window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], 
 
 #[test]
 fn fused_operators_agree_with_their_references() {
-    for example in relu_pools() {
+    for example in relu_pools().into_iter().chain(dense_layers()) {
         for batch in [0, 1, example.batch, 7] {
             check_op(example.op.clone(), &example.types, batch).unwrap();
         }
@@ -151,11 +153,11 @@ fn a_chain_whose_weight_is_updated_meanwhile_is_left_as_it_is() {
         let x = graph.input("x", TensorType::f32(Shape::batched(&[6, 6, 2])));
         let w = graph.param("w", Shape::fixed(&[3, 3, 2, 4]), Init::Fill(0.1));
         let b = graph.param("b", Shape::fixed(&[4]), Init::Fill(0.0));
-        let [m, v] = ["m", "v"].map(|name| graph.state(name, TensorType::f32(Shape::fixed(&[3, 3, 2, 4])), 0.0));
+        let moments = graph.state("moments", Adam::moments(graph.ty(w)), 0.0);
         let grad = graph.input("grad", TensorType::f32(Shape::fixed(&[3, 3, 2, 4])));
         let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
         let mut y = graph.conv2d(x, w, Conv2d::default()).unwrap();
-        let update = |graph: &mut Graph| graph.adam(Adam::default(), w, [m, v], grad, rate).unwrap();
+        let update = |graph: &mut Graph| graph.adam(Adam::default(), w, moments, grad, rate).unwrap();
         let early = between.then(|| update(&mut graph));
         y = graph.bias_add(y, b).unwrap();
         y = graph.activation(y, Function::Relu).unwrap();

@@ -1,8 +1,12 @@
 //! Mutations: kernels broken in one place each. The check that every operator passes must turn red for every one of them.
 
 mod common;
+#[path = "mutations/dense.rs"]
+mod dense;
 #[path = "mutations/registers.rs"]
 mod registers;
+#[path = "mutations/training.rs"]
+mod training;
 
 use std::collections::BTreeSet;
 
@@ -259,45 +263,23 @@ fn rows() -> Vec<Target> {
             ],
         ),
         target(example(past, &[logits, labels()], 1000), &[["a label past the last class", " && labels[row] < COLUMNS", ""]]),
-    ]
-}
-
-fn training() -> Vec<Target> {
-    let adam = Adam { epsilon: 0.1, ..Adam::default() }; // large enough that its place shows
-    let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[4]), integers(&[2]), fixed(&[]));
-    let shard = |images| TensorType::u8(Shape::fixed(&[images, 4 * 5 * 3]));
-    let gather = GatherImages { height: 4, width: 5, channels: 3, images_per_shard: 5, images: 13, scale: 1.0 / 255.0 };
-    let order = integers(&[40]);
-    vec![
         target(
-            example(adam, &[param, param, param, param, rate], 1),
+            example(Altered::drawn(LossHead, 0, WIDE), &[logits, labels(), fixed(&[])], 300),
             &[
-                ["epsilon inside the root", "sqrt(second) + EPSILON", "sqrt(second + EPSILON)"],
-                ["no bias correction", "rate[0] * sqrt(rate[2]) / rate[1]", "rate[0]"],
-                ["the gradient not squared", "gradient * gradient - v[i]", "gradient - v[i]"],
-                ["the other moment's decay", "(gradient - m[i]) * STEP1", "(gradient - m[i]) * STEP2"],
-                ["the last element left out", "if i >= LEN", "if i + 1u >= LEN"],
-            ],
-        ),
-        target(example(adam.tick(), &[rate, clock], 3), &[["rounding not carried along", " + excess) - excess", ")"]]),
-        target(example(Advance, &[clock], 3), &[["one image a step", "clock[1] += call.batch", "clock[1] += 1u"]]),
-        target(
-            example(Record, &[scalar, scalar, clock, fixed(&[7, 2])], 1),
-            &[["loss in both columns", "= correct[0]", "= loss[0]"], ["the next row", "step = clock[0]", "step = clock[0] + 1u"]],
-        ),
-        target(
-            example(gather, &[shard(5), shard(5), shard(3), shard(5), order, clock], 8),
-            &[
-                ["the next place of the order", "order[start + n]", "order[start + n + 1u]"],
-                ["bytes of a word in the other order", "at % 4u * 8u", "(3u - at % 4u) * 8u"],
-                ["always the first shard", "image / PER_SHARD,", "0u,"],
+                ["no maximum", "most = row_max(lane, most);", "most = 0.0;"],
+                ["maximum not added back", "(most - claimed)", "(-claimed)"],
+                ["loss not divided by the batch", "].x / f32(max(call.batch, 1u))", "].x"],
+                ["gradient not divided by the batch", "dloss[0] / f32(max(call.batch, 1u))", "dloss[0]"],
+                ["only the last round of rows", "total += vec2", "total = vec2"],
+                ["label off by one", "f32(c == label)) * scale", "f32(c == label + 1u)) * scale"],
             ],
         ),
         target(
-            example(GatherLabels, &[integers(&[13]), order, clock], 8),
+            example(Altered::drawn(LossHead, 0, TIES), &[logits, labels(), fixed(&[])], 300),
             &[
-                ["the next place of the order", "order[start + n]", "order[start + n + 1u]"],
-                ["the epoch's start", "start = clock[1]", "start = 0u"],
+                ["the last of equals counts", "c < label && v == claimed", "c > label && v == claimed"],
+                ["any of equals counts", " || (c < label && v == claimed)", ""],
+                ["one of the sharers objects in vain", "vec2(sum, objection)", "vec2(sum, select(0.0, objection, lane % SHARERS == 0u))"],
             ],
         ),
     ]
@@ -320,7 +302,7 @@ fn races() -> Vec<Target> {
     let tree = "workgroupBarrier();\n        if lane";
     let told =
         ["no barrier after the maximum is told", "SHARERS];\n    workgroupBarrier();\n    return most", "SHARERS];\n    return most"];
-    vec![
+    let mut all = vec![
         target(example(Matmul::default(), &[fixed(&[70, 33]), fixed(&[33, 67])], 1), &matmul),
         target(example(conv, &[image, filters], 3), &[products[0], products[1], sized]),
         target(
@@ -332,11 +314,18 @@ fn races() -> Vec<Target> {
         target(example(Softmax, &[x], 5), &[told]),
         target(example(SoftmaxCrossEntropy, &[x, labels()], 5), &[told]),
         target(example(SoftmaxGrad, &[x, x], 5), &[["no barrier in the tree", tree, "if lane"]]),
-    ]
+        target(example(LossHead, &[x, labels(), fixed(&[])], 5), &[told]),
+        target(
+            example(Adam::default(), &[fixed(&[9]), fixed(&[2, 9]), fixed(&[300, 9]), fixed(&[4])], 1),
+            &[["no barrier in the tree", "workgroupBarrier();\n            if lane", "if lane"]],
+        ),
+    ];
+    all.extend(dense::races());
+    all
 }
 
 fn mutations() -> Vec<Target> {
-    [elementwise(), reductions(), products(), relu_pools(), pools(), rows(), training(), registers::targets()]
+    [elementwise(), reductions(), products(), dense::targets(), relu_pools(), pools(), rows(), training::targets(), registers::targets()]
         .into_iter()
         .flatten()
         .collect()

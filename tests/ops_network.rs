@@ -102,6 +102,7 @@ fn loss_its_gradient_and_accuracy_agree_with_reference() {
             worst.check(SoftmaxCrossEntropy, &types[..2], batch);
             worst.check(SoftmaxCrossEntropyGrad, &types, batch);
             worst.check(Accuracy, &types[..2], batch);
+            worst.check(LossHead, &types, batch);
         }
     }
 }
@@ -111,13 +112,21 @@ fn adam_and_the_counters_agree_with_reference() {
     let mut worst = Worst("adam", 0.0);
     let rate = fixed(&[4]);
     for ty in [fixed(&[1]), fixed(&[255]), fixed(&[3, 3, 32, 64]), fixed(&[128, 10])] {
-        worst.check(Adam::default(), &[ty, ty, ty, ty, rate], 1);
+        let adam = Adam::default();
+        worst.check(adam, &[ty, Adam::moments(ty), ty, rate], 1);
+        for slices in [1, 2, 16, 39, 192] {
+            let grad = fixed(&[&[slices], ty.shape.inner()].concat());
+            worst.check(adam, &[ty, Adam::moments(ty), grad, rate], 1);
+            let (bias, grad1) = (fixed(&[33]), fixed(&[slices, 33]));
+            worst.check(AdamPair { adam }, &[ty, Adam::moments(ty), grad, bias, Adam::moments(bias), grad1, rate], 1);
+            worst.check(AdamPair { adam }, &[bias, Adam::moments(bias), grad1, ty, Adam::moments(ty), ty, rate], 1);
+        }
     }
     for batch in [0, 1, 64] {
-        worst.check(Advance, &[list(2)], batch);
-        worst.check(Adam::default().tick(), &[rate, list(2)], batch);
         for steps in [1, 5] {
-            worst.check(Record, &[fixed(&[]), fixed(&[]), list(2), fixed(&[steps, 2])], batch);
+            let types = [fixed(&[]), fixed(&[]), list(2), fixed(&[steps, 2]), rate];
+            worst.check(Record, &types[..4], batch);
+            worst.check(Adam::default().tick(), &types, batch);
         }
     }
 }
@@ -129,11 +138,10 @@ fn gathering_agrees_with_reference_over_odd_sizes_and_shards() {
         let bytes = height * width * channels;
         let shard = |images| TensorType::u8(Shape::fixed(&[images, bytes]));
         for batch in [0, 1, 3, 17] {
-            let op = GatherImages { height, width, channels, images_per_shard: 5, images: 17, scale: 1.0 / 255.0 };
-            worst.check(op, &[shard(5), shard(5), shard(5), shard(2), list(20), list(2)], batch);
-            let op = GatherImages { images: 5, ..op };
-            worst.check(op, &[shard(5), shard(5), shard(5), shard(5), list(3), list(2)], batch);
-            worst.check(GatherLabels, &[list(17), list(20), list(2)], batch);
+            let op = GatherBatch { height, width, channels, images_per_shard: 5, images: 12, scale: 1.0 / 255.0 };
+            worst.check(op, &[shard(5), shard(5), shard(2), list(12), list(20), list(2)], batch);
+            let op = GatherBatch { images: 5, ..op };
+            worst.check(op, &[shard(5), shard(5), shard(5), list(4), list(3), list(2)], batch);
         }
     }
 }

@@ -276,6 +276,38 @@ proptest! {
     }
 }
 
+/// Holds a fused plan's reference run to the unplanned one. Adam's step is left out as in [`agrees`].
+fn fused_runs(drawn: &Drawn, plan: &Plan, batch: usize) -> Result<(), String> {
+    plan.verify()?;
+    let [mut unplanned, mut fused] = [leaves(&drawn.graph, batch), leaves(&drawn.graph, batch)];
+    let want = wanted(drawn, &mut unplanned, batch);
+    let got = reference::run(plan, &mut fused, batch).map_err(|e| e.to_string())?;
+    let state = |id: &TensorId| matches!(drawn.graph.node(*id).role, Role::State(_));
+    let pairs = want
+        .iter()
+        .map(|(id, want)| (got.get(id), want))
+        .chain(unplanned.iter().filter(|(id, _)| state(id)).map(|(id, want)| (fused.get(id), want)));
+    for (got, want) in pairs {
+        let largest = want.iter().fold(1.0f64, |most, v| most.max(v.abs()));
+        compare(got.ok_or("a root is not there")?, want, 1e-12 * largest)?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(config(2000))]
+
+    #[test]
+    fn a_fused_run_is_the_unplanned_one_within_the_rounding_of_f64(drawn in drawings()) {
+        for style in [Style::Portable, Style::Registers] {
+            let plan = Plan::for_style(style, &drawn.graph, &drawn.roots, drawn.capacity).unwrap();
+            for batch in [0, drawn.capacity] {
+                prop_assert_eq!(fused_runs(&drawn, &plan, batch), Ok(()), "{}", plan);
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(config(500))]
 

@@ -15,7 +15,7 @@ use shadernet::exec::profile::{Profile, RunTimes};
 use shadernet::graph::{Graph, TensorId};
 use shadernet::models::cifar10_cnn;
 use shadernet::ops::window::Padding;
-use shadernet::ops::{Adam, Conv2d, Conv2dInputGrad, Conv2dWeightGrad, FmaChains, GatherImages, Matmul, Op};
+use shadernet::ops::{Adam, Conv2d, Conv2dInputGrad, Conv2dWeightGrad, FmaChains, GatherBatch, Matmul, Op};
 use shadernet::plan::{Choices, Plan};
 use shadernet::shape::{Shape, TensorType};
 use shadernet::train::{Session, TrainConfig};
@@ -222,8 +222,8 @@ fn bytes_are_those_of_operands_and_results_and_of_a_data_set_the_batch_alone() {
     let shard = TensorType::u8(Shape::fixed(&[1000, 12]));
     let order = TensorType::u32(Shape::fixed(&[1000]));
     let clock = TensorType::u32(Shape::fixed(&[2]));
-    let gather = GatherImages { height: 2, width: 2, channels: 3, images_per_shard: 1000, images: 1000, scale: 1.0 };
-    assert_eq!(Op::from(gather).rules().bytes_moved(&[shard, shard, shard, shard, order, clock], 8), 8 * (12 + 48 + 4) + 8);
+    let gather = GatherBatch { height: 2, width: 2, channels: 3, images_per_shard: 1000, images: 1000, scale: 1.0 };
+    assert_eq!(Op::from(gather).rules().bytes_moved(&[shard, shard, shard, order, order, clock], 8), 8 * (12 + 48 + 12) + 8);
     for example in examples() {
         let rules = example.op.rules();
         assert!(rules.bytes_moved(&example.types, example.batch) > 0, "{}", rules.name());

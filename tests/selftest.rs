@@ -69,8 +69,7 @@ fn training_step() -> Plan {
     let clock = graph.state("clock", TensorType::u32(Shape::fixed(&[2])), 0.0);
     let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.0);
     let log = graph.state("log", TensorType::f32(Shape::fixed(&[5, 2])), 0.0);
-    let images = graph.gather_images(&[shard], [6, 6, 3], 1.0 / 255.0, order, clock).unwrap();
-    let labels = graph.gather_labels(labels, order, clock).unwrap();
+    let [images, labels] = graph.gather_batch(&[shard], [6, 6, 3], 1.0 / 255.0, labels, order, clock).unwrap();
     let window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid };
     let pooled = graph.max_pool2d(images, window).unwrap();
     let flat = graph.reshape(pooled, &[27]).unwrap();
@@ -79,13 +78,9 @@ fn training_step() -> Plan {
     let loss = graph.softmax_cross_entropy(logits, labels).unwrap();
     let correct = graph.correct(logits, labels).unwrap();
     let grad = gradients(&mut graph, loss, &[w]).unwrap()[0];
-    let moments = ["m", "v"].map(|name| graph.state(name, TensorType::f32(Shape::fixed(&[27, 10])), 0.0));
+    let moments = graph.state("moments", Adam::moments(graph.ty(w)), 0.0);
     let adam = Adam::default();
-    let roots = [
-        graph.adam(adam, w, moments, grad, rate).unwrap(),
-        graph.record(loss, correct, clock, log).unwrap(),
-        graph.tick(adam.tick(), rate, clock).unwrap(),
-    ];
+    let roots = [graph.adam(adam, w, moments, grad, rate).unwrap(), graph.tick(adam.tick(), [loss, correct], clock, log, rate).unwrap()];
     Plan::new(&graph, &roots, 4).unwrap()
 }
 
@@ -96,7 +91,7 @@ fn a_whole_training_step_passes_bytes_counters_and_updates_included() {
     for verdict in cases.iter().chain(&on_gpu(&[&plan], Checks::Off).unwrap_or_default()) {
         assert_eq!(verdict.problem, None);
     }
-    for kernel in ["gather_images", "adam", "tick", "record"] {
+    for kernel in ["gather_batch", "adam", "tick"] {
         assert!(cases.iter().any(|verdict| verdict.kernel == kernel), "{kernel} is in {cases:?}");
     }
 }

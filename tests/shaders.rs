@@ -194,10 +194,13 @@ fn tiles_of_launches_are_those_of_their_kernels() {
         let tile = match name {
             "matmul" => constants["TILE"],
             "sum" => set["OUTPUTS"],
+            "adam" => lanes.unwrap() / set["SHARERS"],
+            "dense" | "dense_grad" => constants["TILE"],
             "softmax" | "softmax_grad" | "softmax_cross_entropy_grad" => lanes.unwrap() / set["SHARERS"],
             // These are one workgroup, or so many whatever the batch.
             "accuracy"
-            | "advance"
+            | "adam_pair"
+            | "loss_head"
             | "record"
             | "softmax_cross_entropy"
             | "tick"
@@ -207,6 +210,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
                 constants["TILE"] * lanes.unwrap()
             }
+            "adam_quads" => *lanes.unwrap(), // counted in quads
             _ if name.ends_with("_quads") => 4 * lanes.unwrap(),
             _ => *lanes.unwrap(),
         };
@@ -216,7 +220,8 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             assert!(largest[0] <= constants["MAX_TILE_M"] && largest[1] <= constants["MAX_TILE_N"], "{name}: tile {largest:?}");
         }
         if let (Some(tile), Some(block)) = (constants.get("TILE"), constants.get("BLOCK")) {
-            assert_eq!((tile / block) * (tile / block), *lanes.unwrap(), "{name}: blocks of a tile and invocations");
+            let parts = constants.get("PARTS").unwrap_or(&1);
+            assert_eq!((tile / block) * (tile / block) * parts, *lanes.unwrap(), "{name}: blocks of a tile and invocations");
         }
         for shared in ["SHARERS", "OUTPUTS"].iter().filter_map(|name| set.get(name)) {
             assert!(shared.is_power_of_two() && shared <= lanes.unwrap(), "{name}: {shared}");

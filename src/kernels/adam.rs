@@ -1,20 +1,80 @@
 //! Adam's step and the step's counters on the CPU.
 
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Elements of a block.
-const BLOCK: usize = 8 * 1024;
+/// Elements of a block: with its sums it stays in the first-level cache.
+const BLOCK: usize = 2 * 1024;
 
-/// Changes a parameter and its moments by one step. `steps` are 1 - β1 and 1 - β2, `scale` the corrected learning rate.
-pub(crate) fn adam(param: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], scale: f32, steps: [f32; 2], epsilon: f32) {
-    let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
-    param.par_chunks_mut(BLOCK).zip(moments).zip(grad.par_chunks(BLOCK)).for_each(|((param, (m, v)), grad)| {
-        for (((w, m), v), g) in param.iter_mut().zip(m).zip(v).zip(grad) {
-            *m += (g - *m) * steps[0];
-            *v += (g * g - *v) * steps[1];
-            *w -= scale * *m / (v.sqrt() + epsilon);
+/// Elements, those of the gradient's slices and of the parameter, below which handing blocks to other threads costs more than it
+/// gains: some 20 µs of work.
+const ALONE: usize = 32 * 1024;
+
+/// Slices that are added up before their sum is added to the rest, which keeps the error of long sums small.
+const RUN: usize = 64;
+
+/// Changes a parameter and its moments, all of m and then all of v, by one step against the sum of the gradient's slices. `steps`
+/// are 1 - β1 and 1 - β2, `scale` the corrected learning rate.
+pub(crate) fn adam(param: &mut [f32], moments: &mut [f32], grad: &[f32], scale: f32, steps: [f32; 2], epsilon: f32) {
+    let len = param.len();
+    let (m, v) = moments.split_at_mut(len);
+    let block = |i: usize, w: &mut [f32], m: &mut [f32], v: &mut [f32]| {
+        Arch::new().dispatch(Block { w, m, v, grad, first: i * BLOCK, len, scale, steps, epsilon });
+    };
+    if len + grad.len() <= ALONE {
+        let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
+        param.chunks_mut(BLOCK).zip(moments).enumerate().for_each(|(i, (w, (m, v)))| block(i, w, m, v));
+    } else {
+        let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
+        param.par_chunks_mut(BLOCK).zip(moments).enumerate().for_each(|(i, (w, (m, v)))| block(i, w, m, v));
+    }
+}
+
+/// A block of a parameter and its moments, and where it starts in the parameter.
+struct Block<'a> {
+    w: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    /// All slices, of `len` elements each.
+    grad: &'a [f32],
+    first: usize,
+    len: usize,
+    scale: f32,
+    steps: [f32; 2],
+    epsilon: f32,
+}
+
+impl NullaryFnOnce for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let count = self.w.len();
+        let slice = |slice: usize| &self.grad[slice * self.len + self.first..][..count];
+        let slices = self.grad.len() / self.len;
+        if slices == 1 {
+            return update(self.w, self.m, self.v, slice(0), self.scale, self.steps, self.epsilon);
         }
-    });
+        let (mut total, mut run) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
+        let (total, run) = (&mut total[..count], &mut run[..count]);
+        for first in (0..slices).step_by(RUN) {
+            run.copy_from_slice(slice(first));
+            for i in first + 1..slices.min(first + RUN) {
+                run.iter_mut().zip(slice(i)).for_each(|(sum, g)| *sum += g);
+            }
+            total.iter_mut().zip(&*run).for_each(|(sum, run)| *sum += run);
+        }
+        update(self.w, self.m, self.v, total, self.scale, self.steps, self.epsilon);
+    }
+}
+
+#[inline(always)]
+fn update(w: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], scale: f32, steps: [f32; 2], epsilon: f32) {
+    for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
+        *m += (g - *m) * steps[0];
+        *v += (g * g - *v) * steps[1];
+        *w -= scale * *m / (v.sqrt() + epsilon);
+    }
 }
 
 /// `u += (1 - β)(1 - u)` for both decays; the second, which is close to 1, as a compensated sum. Why is in `tick.wgsl`.
@@ -27,8 +87,12 @@ pub(crate) fn next_rate(rate: &mut [f32], steps: [f32; 2]) {
     rate[3] = (rate[2] - before) - step;
 }
 
-/// Counts a step and its images.
-pub(crate) fn advance(clock: &mut [u32], batch: usize) {
+/// Writes a row of the log, if it has that many, and counts a step and its images.
+pub(crate) fn record(row: [f32; 2], clock: &mut [u32], log: &mut [f32], batch: usize) {
+    let at = 2 * clock[0] as usize;
+    if let Some(place) = log.get_mut(at..at + 2) {
+        place.copy_from_slice(&row);
+    }
     clock[0] = clock[0].wrapping_add(1);
     clock[1] = clock[1].wrapping_add(batch as u32);
 }

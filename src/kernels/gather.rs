@@ -1,7 +1,16 @@
 //! The batch of a step on the CPU.
 
+<<<<<<< HEAD
 use super::tasks::share;
+=======
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
+
+>>>>>>> heads
 use crate::ops::gather::Scale;
+
+/// Images of a block.
+const IMAGES: usize = 8;
 
 /// `y[n]` = the scaled bytes of image `order[start + n]`, or zeros where `find` has no such image.
 pub(crate) fn images<'a>(
@@ -12,11 +21,37 @@ pub(crate) fn images<'a>(
     start: usize,
     y: &mut [f32],
 ) {
+<<<<<<< HEAD
     let scaled: [f32; 256] = std::array::from_fn(|byte| scale.apply(byte as u8));
     share(y, bytes, |n, y| match order.get(start + n).and_then(|&image| find(image as usize)) {
         Some(image) => y.iter_mut().zip(image).for_each(|(y, &byte)| *y = scaled[usize::from(byte)]),
+=======
+    let image = |n: usize, y: &mut [f32]| match order.get(start + n).and_then(|&image| find(image as usize)) {
+        Some(image) => Arch::new().dispatch(Scaled { image, scale, y }),
+>>>>>>> heads
         None => y.fill(0.0),
+    };
+    y.par_chunks_mut(IMAGES * bytes).enumerate().for_each(|(block, y)| {
+        y.chunks_exact_mut(bytes).enumerate().for_each(|(n, y)| image(block * IMAGES + n, y));
     });
+}
+
+/// An image's bytes, scaled.
+struct Scaled<'a> {
+    image: &'a [u8],
+    scale: Scale,
+    y: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Scaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (y, &byte) in self.y.iter_mut().zip(self.image) {
+            *y = self.scale.apply(byte);
+        }
+    }
 }
 
 /// `y[n] = labels[order[start + n]]`, or 0 where there is none.

@@ -6,6 +6,7 @@
 pub(crate) mod adam;
 pub(crate) mod conv2d;
 pub(crate) mod conv2d_relu_pool;
+pub(crate) mod dense;
 pub(crate) mod elementwise;
 pub(crate) mod gather;
 pub(crate) mod gemm;

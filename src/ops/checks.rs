@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::shape::{DType, TensorType};
 
 /// The results of an operator by its reference, on the CPU and on the GPU, on operands given by hand: each time the updated
-/// operands in order, or the output. The adapter is chosen, or left out, as in the integration tests.
+/// operands in order, or the output and the extra ones. The adapter is chosen, or left out, as in the integration tests.
 pub(super) fn implementations(op: impl Into<Op>, types: &[TensorType], batch: usize, operands: &[Vec<f64>]) -> Vec<Vec<Vec<f64>>> {
     let op = op.into();
     let updates = op.rules().updates().to_vec();
@@ -22,8 +22,10 @@ pub(super) fn implementations(op: impl Into<Op>, types: &[TensorType], batch: us
     let leaves: Vec<TensorId> = types.iter().enumerate().map(leaf).collect();
     let root = graph.apply(op, &leaves).unwrap();
     let is_effect = graph.node(root).role == Role::Effect;
-    let results: Vec<TensorId> = if is_effect { updates.iter().map(|&i| leaves[i]).collect() } else { vec![root] };
-    let plan = Arc::new(Plan::new(&graph, &[root], batch + 1).unwrap());
+    let results: Vec<TensorId> =
+        if is_effect { updates.iter().map(|&i| leaves[i]).collect() } else { [vec![root], graph.extra_outputs(root)].concat() };
+    let roots = if is_effect { vec![root] } else { results.clone() };
+    let plan = Arc::new(Plan::new(&graph, &roots, batch + 1).unwrap());
 
     let mut judged: reference::Leaves = leaves.iter().copied().zip(operands.iter().cloned()).collect();
     let output = reference::run(&plan, &mut judged, batch).unwrap();

@@ -9,15 +9,16 @@ use crate::graph::{Graph, TensorId};
 use crate::kernels;
 use crate::shape::{DType, Shape, TensorType};
 
-/// Shards a data set can be cut into, each under what an adapter binds.
-pub const SHARDS: usize = 4;
+/// Shards a data set can be cut into, each under what an adapter binds: as many as leave room for the other operands.
+pub const SHARDS: usize = 3;
 
-/// `y[n] = scale · image order[clock[1] + n]` of operands `shard0` … `shard3`, `order`, `clock`: `[N, H, W, C]`.
+/// `y[n] = scale · image order[clock[1] + n]`, `[N, H, W, C]`, and, extra, `t[n] = labels[order[clock[1] + n]]`, `[N]` u32, of operands
+/// `shard0` … `shard2`, `labels`, `order`, `clock`.
 ///
 /// Image `i` is row `i % images_per_shard` of shard `i / images_per_shard`. Where fewer shards are used, the rest of the operands
 /// repeat one.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GatherImages {
+pub struct GatherBatch {
     /// Rows of pixels of an image.
     pub height: usize,
     /// Pixels of a row.
@@ -32,27 +33,25 @@ pub struct GatherImages {
     pub scale: f64,
 }
 
-/// `y[n] = labels[order[clock[1] + n]]` of operands `labels`, `order`, `clock`: `[N]` u32.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GatherLabels;
-
 impl Graph {
-    /// The images of the step, `[N, H, W, C]` floats: bytes times `scale`, of the images that `order` `[count]` u32 names from place
-    /// `clock[1]` on (`clock` `[2]` u32: steps done, images done). `shards`, one to four, are u8 `[images, H·W·C]`, all but the last
-    /// with as many images as the first. Places past the end give zeros. To divide by 255, `scale` is `1.0 / 255.0`.
+    /// The images and labels of the step, `[N, H, W, C]` floats and `[N]` u32: bytes times `scale`, and `labels` `[count]` u32, of the
+    /// images that `order` `[count]` u32 names from place `clock[1]` on (`clock` `[2]` u32: steps done, images done). `shards`, one
+    /// to three, are u8 `[images, H·W·C]`, all but the last with as many images as the first. Places past the end give zeros. To
+    /// divide by 255, `scale` is `1.0 / 255.0`.
     ///
     /// # Errors
     /// If there are no shards or too many, one has another number of images or bytes, or `scale` is not a usual number.
-    pub fn gather_images(
+    pub fn gather_batch(
         &mut self,
         shards: &[TensorId],
         [height, width, channels]: [usize; 3],
         scale: f64,
+        labels: TensorId,
         order: TensorId,
         clock: TensorId,
-    ) -> Result<TensorId> {
+    ) -> Result<[TensorId; 2]> {
         let (Some(&first), true) = (shards.first(), shards.len() <= SHARDS) else {
-            return Err(Error::invalid("shards of gather_images", shards.len(), format!("1 to {SHARDS}")));
+            return Err(Error::invalid("shards of gather_batch", shards.len(), format!("1 to {SHARDS}")));
         };
         let count = |shard: TensorId| self.shape(shard).inner().first().copied().unwrap_or(0);
         let images_per_shard = count(first);
@@ -64,22 +63,14 @@ impl Graph {
         }
         let images = shards.iter().map(|&shard| count(shard)).sum();
         let operand = |i: usize| shards.get(i).copied().unwrap_or(first);
-        let operands = [operand(0), operand(1), operand(2), operand(3), order, clock];
-        self.apply(GatherImages { height, width, channels, images_per_shard, images, scale }, &operands)
-    }
-
-    /// The labels of the step, `[N]` u32: `labels` `[count]` u32 of the images that `order` names from place `clock[1]` on, as for
-    /// [`gather_images`](Self::gather_images). Places past the end give 0.
-    ///
-    /// # Errors
-    /// If the shapes are others.
-    pub fn gather_labels(&mut self, labels: TensorId, order: TensorId, clock: TensorId) -> Result<TensorId> {
-        self.apply(GatherLabels, &[labels, order, clock])
+        let operands = [operand(0), operand(1), operand(2), labels, order, clock];
+        let batch = self.apply(GatherBatch { height, width, channels, images_per_shard, images, scale }, &operands)?;
+        Ok([batch, self.extra_outputs(batch)[0]])
     }
 }
 
 /// A scale as the kernels apply it: `high · unit + low`, `high` of 16 bits and `unit` a power of two, so that a byte times
-/// `high` is exact. Why is in `gather_images.wgsl`.
+/// `high` is exact. Why is in `gather_batch.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Scale {
     high: u32,
@@ -98,19 +89,20 @@ impl Scale {
         Some(Self { high: high as u32, unit: unit as f32, low: (scale - high * unit) as f32 })
     }
 
-    /// The scaled byte.
+    /// The scaled byte. The product of integers is below 2²⁴; signed ones are converted faster.
+    #[inline(always)]
     pub(crate) fn apply(self, byte: u8) -> f32 {
-        (u32::from(byte) * self.high) as f32 * self.unit + f32::from(byte) * self.low
+        (u32::from(byte) * self.high) as i32 as f32 * self.unit + f32::from(byte) * self.low
     }
 }
 
-impl GatherImages {
+impl GatherBatch {
     fn bytes(&self) -> usize {
         self.height * self.width * self.channels
     }
 
     fn problem(&self, inputs: &[TensorType]) -> Option<String> {
-        let [order, clock] = [inputs[4], inputs[5]];
+        let [labels, order, clock] = [inputs[3], inputs[4], inputs[5]];
         let extents = [self.height, self.width, self.channels];
         let Some(bytes) = extents.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent)).filter(|&bytes| bytes > 0) else {
             return Some(format!("images of {extents:?} have no size"));
@@ -130,6 +122,9 @@ impl GatherImages {
                 }
                 _ => return Some(format!("shard {i} is {shard}, expected images of bytes")),
             }
+        }
+        if labels.dtype != DType::U32 || labels.shape.is_batched() || labels.shape.rank() != 1 {
+            return Some(format!("labels are {labels}, expected a list of integers"));
         }
         problem_of_place(order, clock)
     }
@@ -153,31 +148,30 @@ fn places(order: &[f64], clock: &[f64], batch: usize, mut take: impl FnMut(usize
     }
 }
 
-/// What `order` and `clock` may hold, one past the end included: it has to give zeros.
-fn place_domain(is_clock: bool, images: usize, order: TensorType) -> (f64, f64) {
-    if is_clock { (0.0, order.shape.last() as f64) } else { (0.0, images as f64) }
-}
-
-impl Rules for GatherImages {
+impl Rules for GatherBatch {
     fn name(&self) -> &'static str {
-        "gather_images"
+        "gather_batch"
     }
 
     fn arity(&self) -> usize {
-        SHARDS + 2
+        SHARDS + 3
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
         if let Some(problem) = self.problem(inputs) {
-            let names = ["shard 0", "shard 1", "shard 2", "shard 3", "order", "clock"];
-            let axes = ["(images, H·W·C) u8"; SHARDS].into_iter().chain(["(count) u32", "(2) u32"]);
+            let names = ["shard 0", "shard 1", "shard 2", "labels", "order", "clock"];
+            let axes = ["(images, H·W·C) u8"; SHARDS].into_iter().chain(["(images) u32", "(count) u32", "(2) u32"]);
             let operands = names.into_iter().zip(inputs).zip(axes).map(|((name, &ty), axes)| (name, ty, axes)).collect();
             return Err(Error::Shape { op: self.name(), problem, operands });
         }
         if Scale::new(self.scale).is_none() {
-            return Err(Error::invalid("scale of gather_images", self.scale, "1e-20 to 1e20"));
+            return Err(Error::invalid("scale of gather_batch", self.scale, "1e-20 to 1e20"));
         }
         Ok(TensorType::f32(Shape::batched(&[self.height, self.width, self.channels])))
+    }
+
+    fn extra_outputs(&self, _inputs: &[TensorType]) -> Vec<TensorType> {
+        vec![TensorType::u32(Shape::batched(&[]))]
     }
 
     // Bytes and places are not learned.
@@ -188,7 +182,9 @@ impl Rules for GatherImages {
     fn reference(&self, args: &mut Reference<'_>) {
         let bytes = self.bytes();
         args.output.fill(0.0);
+        args.extra[0].fill(0.0);
         places(args.inputs[4].data, args.inputs[5].data, args.batch, |n, image| {
+            args.extra[0][n] = args.inputs[3].data.get(image).copied().unwrap_or(0.0);
             let Some(shard) = args.inputs[..SHARDS].get(image / self.images_per_shard).filter(|_| image < self.images) else { return };
             let start = image % self.images_per_shard * bytes;
             if let Some(image) = shard.data.get(start..start + bytes) {
@@ -206,8 +202,9 @@ impl Rules for GatherImages {
             let start = image % self.images_per_shard * bytes;
             shards.get(image / self.images_per_shard).filter(|_| image < self.images)?.get(start..start + bytes)
         };
-        let [order, clock] = [args.inputs[4].u32(), args.inputs[5].u32()];
+        let [labels, order, clock] = [3, 4, 5].map(|i| args.inputs[i].u32());
         kernels::gather::images(find, scale, bytes, order, clock[1] as usize, args.output);
+        kernels::gather::labels(labels, order, clock[1] as usize, bytemuck::cast_slice_mut(args.extra[0]));
         true
     }
 
@@ -223,77 +220,28 @@ impl Rules for GatherImages {
             ("COUNT0", images(0)),
             ("COUNT1", images(1)),
             ("COUNT2", images(2)),
-            ("COUNT3", images(3)),
+            ("LABELS", count(inputs[3].shape.last())),
             ("ORDER", count(inputs[4].shape.last())),
             ("HIGH", f64::from(scale.high)),
             ("UNIT", f64::from(scale.unit)),
             ("LOW", f64::from(scale.low)),
         ];
-        Launch { kernel: kernel!("gather_images"), constants, workgroups: Workgroups::over(output, LANES) }
+        Launch { kernel: kernel!("gather_batch"), constants, workgroups: Workgroups::over(output, LANES) }
     }
 
+    // One past the end of the images and of the order included: it has to give zeros.
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
-        if input < SHARDS { (0.0, 255.0) } else { place_domain(input == 5, self.images, inputs[4]) }
-    }
-
-    // Of the data set no more than the batch: its bytes, its places in the order, and the clock; and floats written.
-    fn bytes_moved(&self, _inputs: &[TensorType], batch: usize) -> u64 {
-        (batch * (5 * self.bytes() + 4) + 8) as u64
-    }
-}
-
-impl Rules for GatherLabels {
-    fn name(&self) -> &'static str {
-        "gather_labels"
-    }
-
-    fn arity(&self) -> usize {
-        3
-    }
-
-    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
-        let [labels, order, clock] = [inputs[0], inputs[1], inputs[2]];
-        let list = labels.dtype == DType::U32 && !labels.shape.is_batched() && labels.shape.rank() == 1;
-        let problem = if list { problem_of_place(order, clock) } else { Some(format!("labels are {labels}, expected a list of integers")) };
-        match problem {
-            None => Ok(TensorType::u32(Shape::batched(&[]))),
-            Some(problem) => {
-                let operands = vec![("labels", labels, "(images) u32"), ("order", order, "(count) u32"), ("clock", clock, "(2) u32")];
-                Err(Error::Shape { op: self.name(), problem, operands })
-            }
+        match input {
+            0..SHARDS => (0.0, 255.0),
+            SHARDS => (0.0, 9.0),
+            4 => (0.0, self.images as f64),
+            _ => (0.0, inputs[4].shape.last() as f64),
         }
     }
 
-    fn backward(&self, _: &mut Graph, inputs: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
-        Ok(vec![None; inputs.len()])
-    }
-
-    fn reference(&self, args: &mut Reference<'_>) {
-        let labels = args.inputs[0].data;
-        args.output.fill(0.0);
-        places(args.inputs[1].data, args.inputs[2].data, args.batch, |n, index| {
-            args.output[n] = labels.get(index).copied().unwrap_or(0.0);
-        });
-    }
-
-    fn cpu(&self, args: &mut Cpu<'_>) -> bool {
-        let [labels, order, clock] = [args.inputs[0].u32(), args.inputs[1].u32(), args.inputs[2].u32()];
-        kernels::gather::labels(labels, order, clock[1] as usize, bytemuck::cast_slice_mut(args.output));
-        true
-    }
-
-    fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
-        let constants = vec![("COUNT", inputs[0].shape.last() as f64), ("ORDER", inputs[1].shape.last() as f64)];
-        Launch { kernel: kernel!("gather_labels"), constants, workgroups: Workgroups::over(output, LANES) }
-    }
-
-    fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
-        if input == 0 { (0.0, 9.0) } else { place_domain(input == 2, inputs[0].shape.last(), inputs[1]) }
-    }
-
-    // Of the data set no more than the batch: labels and places read, labels written, and the clock.
+    // Of the data set no more than the batch: its bytes, its labels, its places in the order, and the clock; and what is written.
     fn bytes_moved(&self, _inputs: &[TensorType], batch: usize) -> u64 {
-        (12 * batch + 8) as u64
+        (batch * (5 * self.bytes() + 12) + 8) as u64
     }
 }
 

@@ -2,12 +2,16 @@
 //!
 //! A label that is no class never reads outside a row: the loss and that row's gradient become NaN, and the row counts as wrong.
 
+mod head;
+
 use super::softmax::{sharers, softmax_row};
-use super::{Cpu, LANES, Launch, Reference, Rules, Workgroups, kernel};
+use super::{Cpu, LANES, Launch, Reference, Rules, View, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
 use crate::shape::{DType, Shape, TensorType};
+
+pub use head::LossHead;
 
 /// `1/N · Σ (log Σ exp(logits[n, j]) - logits[n, labels[n]])` of operands `logits` `[N, C]`, `labels` `[N]`: one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,6 +74,11 @@ fn scalar() -> TensorType {
     TensorType::f32(Shape::fixed(&[]))
 }
 
+/// What is wrong with the loss's gradient.
+fn not_a_scalar(dloss: TensorType) -> Option<String> {
+    (dloss != scalar()).then(|| format!("expected one number as the loss's gradient, got {dloss}"))
+}
+
 /// Integers are classes, floats logits of a network that has begun to learn.
 fn domain(input: usize, inputs: &[TensorType]) -> (f64, f64) {
     match input {
@@ -77,6 +86,43 @@ fn domain(input: usize, inputs: &[TensorType]) -> (f64, f64) {
         1 => (0.0, inputs[0].shape.last() as f64 - 1.0),
         _ => (0.5, 2.0),
     }
+}
+
+/// The reference of the loss.
+fn mean_loss(args: &Reference<'_>) -> f64 {
+    let [logits, labels] = [&args.inputs[0], &args.inputs[1]];
+    let mut total = 0.0;
+    for (row, &label) in logits.data.chunks_exact(logits.extents[1]).zip(labels.data) {
+        let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = row.iter().map(|v| (v - most).exp()).sum();
+        total += row.get(label as usize).map_or(f64::NAN, |target| sum.ln() + (most - target));
+    }
+    total / args.batch.max(1) as f64
+}
+
+/// The reference of the gradient, of operands logits, labels and dloss.
+fn gradient(inputs: &[View<'_>], batch: usize, output: &mut [f64]) {
+    let [logits, labels, dloss] = inputs else { unreachable!("the gradient has three operands") };
+    let columns = logits.extents[1];
+    let scale = dloss.data[0] / batch as f64;
+    for (n, dlogits) in output.chunks_exact_mut(columns).enumerate() {
+        let label = labels.data[n] as usize;
+        for (c, (d, probability)) in dlogits.iter_mut().zip(softmax_row(&logits.data[n * columns..][..columns])).enumerate() {
+            let target = f64::from(u8::from(c == label));
+            *d = if label < columns { (probability - target) * scale } else { f64::NAN };
+        }
+    }
+}
+
+/// The reference of the count.
+fn right_answers(args: &Reference<'_>) -> f64 {
+    let [logits, labels] = [&args.inputs[0], &args.inputs[1]];
+    let mut count = 0;
+    for (row, &label) in logits.data.chunks_exact(logits.extents[1]).zip(labels.data) {
+        let first_largest = (1..row.len()).fold(0, |best, c| if row[c] > row[best] { c } else { best });
+        count += usize::from(first_largest == label as usize && !row.iter().any(|v| v.is_nan()));
+    }
+    count as f64
 }
 
 impl Rules for SoftmaxCrossEntropy {
@@ -99,14 +145,7 @@ impl Rules for SoftmaxCrossEntropy {
     }
 
     fn reference(&self, args: &mut Reference<'_>) {
-        let [logits, labels] = [&args.inputs[0], &args.inputs[1]];
-        let mut total = 0.0;
-        for (row, &label) in logits.data.chunks_exact(logits.extents[1]).zip(labels.data) {
-            let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = row.iter().map(|v| (v - most).exp()).sum();
-            total += row.get(label as usize).map_or(f64::NAN, |target| sum.ln() + (most - target));
-        }
-        args.output[0] = total / args.batch.max(1) as f64;
+        args.output[0] = mean_loss(args);
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
@@ -143,8 +182,7 @@ impl Rules for SoftmaxCrossEntropyGrad {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
-        let problem = (inputs[2] != scalar()).then(|| format!("expected one number as the loss's gradient, got {}", inputs[2]));
-        check(self.name(), inputs, problem)?;
+        check(self.name(), inputs, not_a_scalar(inputs[2]))?;
         Ok(inputs[0])
     }
 
@@ -153,16 +191,7 @@ impl Rules for SoftmaxCrossEntropyGrad {
     }
 
     fn reference(&self, args: &mut Reference<'_>) {
-        let [logits, labels] = [&args.inputs[0], &args.inputs[1]];
-        let columns = logits.extents[1];
-        let scale = args.inputs[2].data[0] / args.batch as f64;
-        for (n, dlogits) in args.output.chunks_exact_mut(columns).enumerate() {
-            let label = labels.data[n] as usize;
-            for (c, (d, probability)) in dlogits.iter_mut().zip(softmax_row(&logits.data[n * columns..][..columns])).enumerate() {
-                let target = f64::from(u8::from(c == label));
-                *d = if label < columns { (probability - target) * scale } else { f64::NAN };
-            }
-        }
+        gradient(&args.inputs, args.batch, args.output);
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
@@ -211,13 +240,7 @@ impl Rules for Accuracy {
     }
 
     fn reference(&self, args: &mut Reference<'_>) {
-        let [logits, labels] = [&args.inputs[0], &args.inputs[1]];
-        let mut count = 0;
-        for (row, &label) in logits.data.chunks_exact(logits.extents[1]).zip(labels.data) {
-            let first_largest = (1..row.len()).fold(0, |best, c| if row[c] > row[best] { c } else { best });
-            count += usize::from(first_largest == label as usize && !row.iter().any(|v| v.is_nan()));
-        }
-        args.output[0] = count as f64;
+        args.output[0] = right_answers(args);
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
@@ -241,103 +264,4 @@ impl Rules for Accuracy {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::checks;
-
-    fn types(columns: usize) -> [TensorType; 3] {
-        [TensorType::f32(Shape::batched(&[columns])), TensorType::u32(Shape::batched(&[])), scalar()]
-    }
-
-    #[test]
-    fn gradient_is_that_of_finite_differences() {
-        for (columns, batch) in [(1, 2), (4, 1), (10, 3)] {
-            checks::gradient(SoftmaxCrossEntropy, &types(columns)[..2], batch);
-        }
-    }
-
-    #[test]
-    fn uniform_logits_cost_the_logarithm_of_the_classes() {
-        let types = types(10);
-        for result in checks::implementations(SoftmaxCrossEntropy, &types[..2], 2, &[vec![3.0; 20], vec![0.0, 9.0]]) {
-            assert!((result[0][0] - 10f64.ln()).abs() < 1e-6);
-        }
-        for result in checks::implementations(SoftmaxCrossEntropyGrad, &types, 2, &[vec![3.0; 20], vec![0.0, 9.0], vec![1.0]]) {
-            let expected: Vec<f64> = (0..20).map(|i| if i == 0 || i == 19 { -0.45 } else { 0.05 }).collect();
-            assert!(result[0].iter().zip(&expected).all(|(d, e)| (d - e).abs() < 1e-7), "{:?}", result[0]);
-        }
-    }
-
-    #[test]
-    fn large_logits_neither_overflow_nor_lose_the_loss() {
-        let logits = vec![1000.0, 0.0, 0.0, -1000.0];
-        for result in checks::implementations(SoftmaxCrossEntropy, &types(2)[..2], 2, &[logits, vec![1.0, 1.0]]) {
-            assert_eq!(result[0][0], 1000.0);
-        }
-    }
-
-    #[test]
-    fn empty_batch_gives_zero() {
-        let types = types(3);
-        for result in checks::implementations(SoftmaxCrossEntropy, &types[..2], 0, &[vec![], vec![]]) {
-            assert_eq!(result[0], [0.0]);
-        }
-        for result in checks::implementations(Accuracy, &types[..2], 0, &[vec![], vec![]]) {
-            assert_eq!(result[0], [0.0]);
-        }
-    }
-
-    #[test]
-    fn label_that_is_no_class_and_nan_logit_show_in_the_loss() {
-        let types = types(3);
-        for (logits, labels) in [
-            (vec![0.0; 6], vec![1.0, 3.0]),
-            (vec![0.0; 6], vec![4294967295.0, 0.0]),
-            (vec![0.0, f64::NAN, 1.0, 0.0, 0.0, 0.0], vec![0.0, 0.0]),
-        ] {
-            for result in checks::implementations(SoftmaxCrossEntropy, &types[..2], 2, &[logits.clone(), labels.clone()]) {
-                assert!(result[0][0].is_nan(), "{labels:?}");
-            }
-            let bad = usize::from(labels[0] == 1.0);
-            for result in checks::implementations(SoftmaxCrossEntropyGrad, &types, 2, &[logits.clone(), labels.clone(), vec![1.0]]) {
-                let rows: Vec<bool> = result[0].chunks(3).map(|row| row.iter().all(|v| v.is_nan())).collect();
-                assert_eq!(rows, [bad == 0, bad == 1], "{:?}", result[0]);
-            }
-        }
-    }
-
-    #[test]
-    fn ties_go_to_the_first_and_nan_or_no_class_is_wrong() {
-        let nan = f64::NAN;
-        let cases = [
-            ([2.0, 2.0, 1.0], 0.0, true),
-            ([1.0, 2.0, 2.0], 1.0, true),
-            ([0.0, 1.0, 2.0], 2.0, true),
-            ([2.0, 2.0, 1.0], 1.0, false),
-            ([0.0, nan, 2.0], 2.0, false),
-            ([nan, 0.0, 0.0], 0.0, false),
-            ([0.0, 0.0, 0.0], 3.0, false),
-        ];
-        for (logits, label, right) in cases {
-            for result in checks::implementations(Accuracy, &types(3)[..2], 1, &[logits.to_vec(), vec![label]]) {
-                assert_eq!(result[0], [f64::from(right)], "{logits:?}, label {label}");
-            }
-        }
-        let logits = cases.iter().flat_map(|(logits, ..)| *logits).collect();
-        let labels = cases.iter().map(|&(_, label, _)| label).collect();
-        for result in checks::implementations(Accuracy, &types(3)[..2], 7, &[logits, labels]) {
-            assert_eq!(result[0], [3.0]);
-        }
-    }
-
-    #[test]
-    fn operands_that_do_not_fit_are_shown_as_a_table() {
-        let [logits, labels, _] = types(10);
-        let error = SoftmaxCrossEntropy.infer(&[logits, logits]).unwrap_err().to_string();
-        let expected = "softmax_cross_entropy: expected one integer label for each image, got [N, 10]\
-            \n  logits   [N, 10]                  (N, C) f32\n  labels   [N, 10]                  (N) u32";
-        assert_eq!(error, expected);
-        assert!(Accuracy.infer(&[TensorType::f32(Shape::batched(&[0])), labels]).is_err());
-        assert!(SoftmaxCrossEntropyGrad.infer(&[logits, labels, TensorType::f32(Shape::fixed(&[2]))]).is_err());
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ pub mod bias;
 #[cfg(test)]
 mod checks;
 pub mod conv2d;
+pub mod dense;
 pub mod fma;
 pub mod gather;
 pub mod loss;
@@ -21,6 +22,7 @@ pub mod pool;
 pub mod reduce;
 pub mod reshape;
 pub mod softmax;
+pub mod step;
 pub mod window;
 
 use std::fmt;

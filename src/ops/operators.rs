@@ -38,18 +38,20 @@ macro_rules! operators {
 
 operators! {
     activation: Activation, ActivationGrad;
-    adam: Adam, Advance, Record, Tick;
+    adam: Adam, AdamPair;
     arithmetic: Add, Mul;
     bias: BiasAdd;
     fma: FmaChains;
-    gather: GatherImages, GatherLabels;
-    loss: Accuracy, SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad;
+    gather: GatherBatch;
+    loss: Accuracy, LossHead, SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad;
+    dense: Dense, DenseGrad;
     conv2d: Conv2d, Conv2dInputGrad, Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad, Conv2dWeightGrad;
     matmul: Matmul;
     pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
     reduce: Broadcast, Sum;
     reshape: Reshape;
     softmax: Softmax, SoftmaxGrad;
+    step: Record, Tick;
 }
 
 impl From<Arc<dyn Rules>> for Op {

@@ -173,37 +173,31 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The same, with chains of operators that a kernel can do in one go put together first (see `plan/fuse.rs`): fewer steps, and
+    /// The same, with chains of operators that a kernel can do in one go put together first (see `plan/fuse/`): fewer steps, and
     /// intermediate values that are never stored. The result agrees with that of [`new`](Self::new) within rounding.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn fused(graph: &Graph, roots: &[TensorId], capacity: usize) -> Result<Self> {
-        if roots.is_empty() {
-            return Self::new(graph, roots, capacity);
-        }
-        let mut fused = graph.clone();
-        let needed = needed(graph, roots);
-        let now = fuse::fuse(&mut fused, roots, &needed)?;
-        let mut plan = Self::new(&fused, &roots.iter().map(|root| now[root]).collect::<Vec<_>>(), capacity)?;
-        // Roots are known to the caller by what they were called before.
-        for &root in roots {
-            plan.places[root.index()] = plan.places[now[&root].index()];
-        }
-        plan.roots = roots.to_vec();
-        Ok(plan)
+        Self::for_style(Style::Portable, graph, roots, capacity)
     }
 
-    /// The plan for executors that prefer kernels of this style: fused, but where registers are all that is fast. There a
-    /// gradient that finds its pooling's places as it goes loads three numbers where one would do, and loads are what costs.
+    /// The plan for executors that prefer kernels of this style: fused, as far as they gain by it. Where registers are all that is
+    /// fast, convolutions and dense layers are left as they are: a gradient that finds its pooling's places as it goes loads
+    /// three numbers where one would do, and loads are what costs.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn for_style(style: Style, graph: &Graph, roots: &[TensorId], capacity: usize) -> Result<Self> {
-        match style {
-            Style::Portable => Self::fused(graph, roots, capacity),
-            Style::Registers => Self::new(graph, roots, capacity),
+        let mut fused = graph.clone();
+        let now = fuse::fuse(&mut fused, roots, style)?;
+        let mut plan = Self::new(&fused, &now, capacity)?;
+        // Roots are known to the caller by what they were called before.
+        for (root, now) in roots.iter().zip(now) {
+            plan.places[root.index()] = plan.places[now.index()];
         }
+        plan.roots = roots.to_vec();
+        Ok(plan)
     }
 
     /// The same plan of one step with the key of a step that is like it in all but the capacity, so that the same kernel is picked.

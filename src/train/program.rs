@@ -8,15 +8,13 @@ use crate::autodiff::gradients;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{Model, Network};
-use crate::ops::Style;
+use crate::ops::gather::SHARDS;
+use crate::ops::{Adam, Style};
 use crate::plan::Plan;
 use crate::shape::{Shape, TensorType};
 
 /// Images of one evaluation step: more than a training step, since nothing is kept for a backward pass.
 const EVALUATION_BATCH: usize = 256;
-
-/// Buffers a data set may be cut into; bindings of the gathering kernel.
-const SHARDS: usize = 4;
 
 /// The plans of a training step and of an evaluation step over so many training and test images. Needs neither data nor a
 /// device; `max_tensor_bytes` is what one buffer of the device can have
@@ -34,7 +32,7 @@ pub fn training_plans(model: &Model, images: [usize; 2], config: &TrainConfig, m
 pub(super) struct Program {
     pub(super) graph: Graph,
     pub(super) network: Network,
-    pub(super) moments: Vec<[TensorId; 2]>,
+    pub(super) moments: Vec<TensorId>, // of each parameter, m before v
     pub(super) rate: TensorId,
     pub(super) splits: [Split; 2],
     pub(super) plans: [Plan; 2],
@@ -68,19 +66,16 @@ impl Program {
         let params = network.params();
         let grads = gradients(&mut graph, loss, &params)?;
         graph.scope("adam");
-        let record = graph.record(loss, correct, train_split.clock, train_split.log)?;
-        let mut roots = vec![record];
         let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.0);
-        let mut moments = Vec::new();
+        let (mut roots, mut moments) = (Vec::new(), Vec::new());
         for (&param, &grad) in params.iter().zip(&grads) {
             graph.scope(graph.node(param).label.clone());
-            let ty = graph.ty(param);
-            let [m, v] = ["m", "v"].map(|name| graph.state(name, ty, 0.0));
-            roots.push(graph.adam(adam, param, [m, v], grad, rate)?);
-            moments.push([m, v]);
+            let of_param = graph.state("moments", Adam::moments(graph.ty(param)), 0.0);
+            roots.push(graph.adam(adam, param, of_param, grad, rate)?);
+            moments.push(of_param);
         }
         graph.scope("clock");
-        roots.push(graph.tick(adam.tick(), rate, train_split.clock)?);
+        roots.push(graph.tick(adam.tick(), [loss, correct], train_split.clock, train_split.log, rate)?);
         // No step has more images than there are, and memory for more would be wasted.
         let train_plan = Plan::for_style(style, &graph, &roots, config.batch.min(images[0]))?;
 
@@ -89,10 +84,9 @@ impl Program {
         graph.scope("loss");
         let loss = graph.softmax_cross_entropy(logits, test_split.labels_now)?;
         let correct = graph.correct(logits, test_split.labels_now)?;
-        let record = graph.record(loss, correct, test_split.clock, test_split.log)?;
         graph.scope("clock");
-        let advance = graph.advance(test_split.clock)?;
-        let test_plan = Plan::for_style(style, &graph, &[record, advance], EVALUATION_BATCH.min(images[1]))?;
+        let record = graph.record(loss, correct, test_split.clock, test_split.log)?;
+        let test_plan = Plan::for_style(style, &graph, &[record], EVALUATION_BATCH.min(images[1]))?;
         let (splits, plans) = ([train_split, test_split], [train_plan, test_plan]);
         Ok(Self { graph, network, moments, rate, splits, plans })
     }
@@ -120,7 +114,6 @@ fn split(graph: &mut Graph, name: &str, (model, count): (&Model, usize), batch: 
     batches.extend((!count.is_multiple_of(batch)).then_some(count % batch));
     let log = graph.state("log", TensorType::f32(Shape::fixed(&[batches.len(), 2])), 0.0);
 
-    let images = graph.gather_images(&shards, model.input, 1.0 / 255.0, order, clock)?;
-    let labels_now = graph.gather_labels(labels, order, clock)?;
+    let [images, labels_now] = graph.gather_batch(&shards, model.input, 1.0 / 255.0, labels, order, clock)?;
     Ok(Split { shards, shard_bytes: per_shard * bytes, labels, order, clock, log, batches, images, labels_now })
 }

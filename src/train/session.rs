@@ -48,7 +48,7 @@ pub struct Session {
     exec: Box<dyn Executor>,
     graph: Graph,
     network: Network,
-    moments: Vec<[TensorId; 2]>,
+    moments: Vec<TensorId>,
     rate: TensorId,
     train: Split,
     test: Split,
@@ -203,8 +203,10 @@ impl Session {
         let (plan, exec) = (self.train_plan, self.exec.as_mut());
         let params = self.network.params().into_iter().map(|id| read_f32(exec, plan, id, 0)).collect::<Result<_>>()?;
         let mut moments = Vec::new();
-        for [m, v] in &self.moments {
-            moments.push([read_f32(exec, plan, *m, 0)?, read_f32(exec, plan, *v, 0)?]);
+        for &both in &self.moments {
+            let mut m = read_f32(exec, plan, both, 0)?;
+            let v = m.split_off(m.len() / 2);
+            moments.push([m, v]);
         }
         let rate = read_f32(exec, plan, self.rate, 0)?;
         let clock = read_u32(exec, plan, self.train.clock, 0)?;
@@ -229,10 +231,12 @@ impl Session {
             return Err(Error::invalid("parameters to restore", snapshot.params.len(), params.len()));
         }
         self.start_epoch(epoch)?;
-        for ((id, moments), (values, saved)) in params.into_iter().zip(&self.moments).zip(snapshot.params.iter().zip(&snapshot.moments)) {
+        for ((id, &both), (values, saved)) in params.into_iter().zip(&self.moments).zip(snapshot.params.iter().zip(&snapshot.moments)) {
+            if saved[0].len() != saved[1].len() {
+                return Err(Error::invalid("second moments to restore", saved[1].len(), format!("{} as first ones", saved[0].len())));
+            }
             write_f32(self.exec.as_mut(), id, values)?;
-            write_f32(self.exec.as_mut(), moments[0], &saved[0])?;
-            write_f32(self.exec.as_mut(), moments[1], &saved[1])?;
+            write_f32(self.exec.as_mut(), both, &saved.concat())?;
         }
         write_f32(self.exec.as_mut(), self.rate, &snapshot.rate)?;
         write_u32(self.exec.as_mut(), self.train.clock, &snapshot.clock)?;

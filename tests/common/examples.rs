@@ -54,10 +54,18 @@ pub fn examples() -> Vec<Example> {
     }
     let adam = Adam::default();
     let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[4]), integers(&[2]), fixed(&[]));
-    all.push(example(adam, &[param, param, param, param, rate], 1));
-    all.push(example(adam.tick(), &[rate, clock], 3));
-    all.push(example(Advance, &[clock], 3));
-    all.push(example(Record, &[scalar, scalar, clock, fixed(&[7, 2])], 1));
+    let moments = Adam::moments(param);
+    for grad in [param, fixed(&[5, 3, 100]), fixed(&[70, 3, 100])] {
+        all.push(example(adam, &[param, moments, grad, rate], 1));
+    }
+    all.push(example(adam, &[fixed(&[37]), fixed(&[2, 37]), fixed(&[70, 37]), rate], 1));
+    let (bias, moments1) = (fixed(&[37]), fixed(&[2, 37]));
+    for [grad, grad1] in [[param, bias], [fixed(&[5, 3, 100]), bias], [fixed(&[70, 3, 100]), fixed(&[70, 37])]] {
+        all.push(example(AdamPair { adam }, &[param, moments, grad, bias, moments1, grad1, rate], 1));
+    }
+    let log = fixed(&[7, 2]);
+    all.push(example(Record, &[scalar, scalar, clock, log], 3));
+    all.push(example(adam.tick(), &[scalar, scalar, clock, log, rate], 3));
     all.push(example(Add, &[batched(&[33, 9]); 2], 3));
     all.push(example(Mul, &[fixed(&[300]); 2], 1));
     all.push(example(FmaChains, &[fixed(&[2])], 2));
@@ -78,6 +86,7 @@ pub fn examples() -> Vec<Example> {
     all.push(example(Matmul { transpose_a: true, transpose_b: false }, &[batched(&[33]), batched(&[10])], 67));
     convolutions(&mut all);
     all.extend(relu_pools());
+    all.extend(dense_layers());
     pools(&mut all);
     for axes in [&[0, 1, 2][..], &[0, 3], &[1, 3], &[3]] {
         let (x, axes) = (batched(&[5, 7, 9]), Axes::new(axes));
@@ -93,11 +102,11 @@ pub fn examples() -> Vec<Example> {
         all.push(example(SoftmaxCrossEntropy, &[x, labels()], 5));
         all.push(example(SoftmaxCrossEntropyGrad, &[x, labels(), scalar], 5));
         all.push(example(Accuracy, &[x, labels()], 30));
+        all.push(example(LossHead, &[x, labels(), scalar], 30));
     }
-    let shards = [5, 5, 3, 5].map(|images| TensorType::u8(Shape::fixed(&[images, 4 * 5 * 3])));
-    let gather = GatherImages { height: 4, width: 5, channels: 3, images_per_shard: 5, images: 13, scale: 1.0 / 255.0 };
-    all.push(example(gather, &[shards[0], shards[1], shards[2], shards[0], integers(&[13]), clock], 3));
-    all.push(example(GatherLabels, &[integers(&[13]), integers(&[13]), clock], 3));
+    let shards = [5, 5, 3].map(|images| TensorType::u8(Shape::fixed(&[images, 4 * 5 * 3])));
+    let gather = GatherBatch { height: 4, width: 5, channels: 3, images_per_shard: 5, images: 13, scale: 1.0 / 255.0 };
+    all.push(example(gather, &[shards[0], shards[1], shards[2], integers(&[13]), integers(&[13]), clock], 3));
     all
 }
 
@@ -134,6 +143,17 @@ pub fn relu_pools() -> Vec<Example> {
         for slices in [1, 5] {
             all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[x, y, y, place], 3));
         }
+    }
+    all
+}
+
+/// Dense layers and their gradients, with ReLU and without.
+pub fn dense_layers() -> Vec<Example> {
+    let mut all = Vec::new();
+    for (relu, [features, units]) in [(true, [70, 37]), (false, [33, 10])] {
+        let (x, w, y) = (batched(&[features]), fixed(&[features, units]), batched(&[units]));
+        all.push(example(Dense { relu }, &[x, w, fixed(&[units])], 35));
+        all.push(example(DenseGrad { relu }, &[x, y, y, w], 35));
     }
     all
 }

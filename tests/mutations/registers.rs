@@ -100,8 +100,22 @@ fn rest() -> Vec<Target> {
     let pool =
         Window { kernel: [2, 3], stride: [2, 3], dilation: [1, 1], padding: Padding::Explicit { top: 1, bottom: 0, left: 1, right: 2 } };
     let pooled = output(MaxPool2d { window: pool }, &[x]);
+    let (adam, param) = (Adam { epsilon: 0.1, ..Adam::default() }, fixed(&[3, 100]));
     vec![
         variant(Sum { axes: Axes::new(&[0]) }, &[fixed(&[200, 260])], 1, &[["only the last run", "total += run", "total = run"]]),
+        variant(
+            adam,
+            &[param, Adam::moments(param), fixed(&[150, 3, 100]), fixed(&[4])],
+            1,
+            &[
+                ["only the last run", "total += run", "total = run"],
+                ["the last slice left out", "first + RUN, SLICES)", "first + RUN, SLICES - 1u)"],
+                ["epsilon inside the root", "sqrt(v) + EPSILON", "sqrt(v + EPSILON)"],
+                ["no bias correction", "rates.x * sqrt(rates.z) / rates.y", "rates.x"],
+                ["moments exchanged", "v_before = moments[quads + i]", "v_before = moments[i]"],
+                ["the last quad left out", "if i >= quads", "if i + 1u >= quads"],
+            ],
+        ),
         variant(
             Altered::drawn(MaxPool2dGrad { window: pool }, 0, TIES),
             &[x, pooled],

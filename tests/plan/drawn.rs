@@ -1,4 +1,4 @@
-//! Graphs drawn at random: elementwise operators, products, convolutions, pooling, views, sums, a loss; tensors used several
+//! Graphs drawn at random: elementwise operators, products, dense layers, convolutions, pooling, views, sums, a loss; tensors used several
 //! times, roots anywhere, and for some the gradients and a step of Adam.
 
 use proptest::prelude::*;
@@ -29,7 +29,7 @@ pub(crate) struct Drawn {
 
 /// Draws of steps, of roots, of a tensor to train on if any, and the capacity.
 pub(crate) fn drawings() -> impl Strategy<Value = Drawn> {
-    let step = (0..12usize, any::<Index>(), any::<Index>(), 0..64usize);
+    let step = (0..13usize, any::<Index>(), any::<Index>(), 0..64usize);
     let roots = prop::collection::vec(any::<Index>(), 1..4);
     let draws = (prop::collection::vec(step, 4..24), roots, prop::option::of(any::<Index>()), 1..5usize);
     draws.prop_map(|(steps, roots, trained, capacity)| draw(&steps, &roots, trained, capacity))
@@ -71,7 +71,7 @@ fn grow(graph: &mut Graph, usable: &[TensorId], &(kind, a, b, option): &Draw) ->
     let fits = |id: &&TensorId| match kind {
         4 => graph.shape(**id).rank() == 2,
         5 | 6 => graph.shape(**id).rank() == 4,
-        11 => graph.shape(**id).rank() == 2 && graph.shape(**id).is_batched(),
+        11 | 12 => graph.shape(**id).rank() == 2 && graph.shape(**id).is_batched(),
         _ => true,
     };
     let a = late(&usable.iter().filter(fits).copied().collect::<Vec<_>>(), a);
@@ -117,10 +117,20 @@ fn grow(graph: &mut Graph, usable: &[TensorId], &(kind, a, b, option): &Draw) ->
             if kind == 8 { Ok(sum) } else { graph.apply(Broadcast { shape: ty.shape, axes: Axes::new(&axes) }, &[sum]) }
         }
         10 => graph.softmax(a),
+        12 => {
+            let units = 1 + option / 4 % 6;
+            let (w, bias) = (param(graph, &[channels, units]), param(graph, &[units]));
+            let y = graph.matmul(a, w)?;
+            let y = graph.bias_add(y, bias)?;
+            if bits[0] { graph.relu(y) } else { Ok(y) }
+        }
         _ if channels < 2 => graph.tanh(a), // labels go up to 1
         _ => {
-            let labels = graph.nodes().find(|(_, node)| node.label == "labels").map(|(id, _)| id);
-            graph.softmax_cross_entropy(a, labels.expect("the first leaf"))
+            let labels = graph.nodes().find(|(_, node)| node.label == "labels").map(|(id, _)| id).expect("the first leaf");
+            if bits[0] {
+                graph.correct(a, labels)?;
+            }
+            graph.softmax_cross_entropy(a, labels)
         }
     }
 }
@@ -143,7 +153,7 @@ fn train(graph: &mut Graph, y: TensorId) -> Result<Vec<TensorId>> {
     let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
     let viewed: Vec<TensorId> = graph.nodes().filter(|&(id, _)| owner(graph, id) != id).map(|(id, _)| owner(graph, id)).collect();
     for (param, grad) in params.into_iter().zip(grads).filter(|(param, _)| !viewed.contains(param)) {
-        let moments = ["m", "v"].map(|name| graph.state(name, graph.ty(param), 0.0));
+        let moments = graph.state("moments", Adam::moments(graph.ty(param)), 0.0);
         roots.push(graph.adam(Adam::default(), param, moments, grad, rate)?);
     }
     Ok(roots)

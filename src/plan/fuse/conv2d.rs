@@ -1,0 +1,122 @@
+//! A convolution, the addition of its bias, ReLU and max-pooling by 2, with their gradients where a graph has them: what takes
+//! their place is [`Conv2dReluPool`] and its two gradients.
+
+use super::{Chain, Now, Uses};
+use crate::error::Result;
+use crate::graph::{Graph, TensorId};
+use crate::ops::activation::Function;
+use crate::ops::reduce::Axes;
+use crate::ops::window::{Padding, Window};
+use crate::ops::*;
+
+/// The pooling that a block can do.
+const POOL: Window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid };
+
+/// A block that was found.
+struct Block {
+    label: String,
+    conv: Conv2d,
+    x: TensorId,
+    w: TensorId,
+    b: TensorId,
+    /// The convolution, its sum with the bias, and ReLU's result.
+    forward: [TensorId; 3],
+    /// The pooled result.
+    y: TensorId,
+    backward: Option<Backward>,
+}
+
+struct Backward {
+    /// The gradient of the block's result.
+    dy: TensorId,
+    /// Un-pooled, and through ReLU.
+    through: [TensorId; 2],
+    /// What comes of it.
+    dx: Option<TensorId>,
+    db: TensorId,
+    dw: TensorId,
+    slices: usize,
+}
+
+impl Chain for Block {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn inside(&self) -> Vec<TensorId> {
+        self.forward.into_iter().chain(self.backward.iter().flat_map(|backward| backward.through)).collect()
+    }
+
+    fn outside(&self) -> Vec<TensorId> {
+        let grads = self.backward.iter().flat_map(|backward| [Some(backward.db), Some(backward.dw), backward.dx]);
+        std::iter::once(Some(self.y)).chain(grads).flatten().collect()
+    }
+
+    fn emit(&self, graph: &mut Graph, id: TensorId, now: &mut Now) -> Result<()> {
+        let conv = self.conv;
+        let [x, w] = [now[&self.x], now[&self.w]];
+        if id == self.y {
+            let y = graph.apply(Conv2dReluPool { conv }, &[x, w, now[&self.b]])?;
+            now.insert(id, y);
+            return Ok(());
+        }
+        let Some(backward) = &self.backward else { unreachable!("a block without gradients has one output") };
+        let [dy, y] = [now[&backward.dy], now[&self.y]];
+        let place = graph.extra_outputs(y);
+        if Some(id) == backward.dx {
+            let input = [graph.shape(self.x).inner()[0], graph.shape(self.x).inner()[1]];
+            let operands: Vec<TensorId> = [dy, y].into_iter().chain(place).chain([w]).collect();
+            let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input }, &operands)?;
+            now.insert(id, dx);
+            return Ok(());
+        }
+        // dw and db come of one operator, and so together.
+        let kernel = [graph.shape(self.w).inner()[0], graph.shape(self.w).inner()[1]];
+        let operands: Vec<TensorId> = [x, dy, y].into_iter().chain(place).collect();
+        let dw = graph.apply(Conv2dReluPoolWeightGrad { conv, kernel, slices: backward.slices }, &operands)?;
+        let db = graph.extra_outputs(dw)[0];
+        now.insert(backward.dw, dw);
+        let db = graph.sum(db, &[0])?;
+        now.insert(backward.db, db);
+        Ok(())
+    }
+}
+
+/// Every block of the graph.
+pub(super) fn find(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
+    let convs = uses.all(|op| if let Op::Conv2d(conv) = op { Some(*conv) } else { None });
+    let blocks = convs.filter_map(|(id, conv)| block(uses, id, conv));
+    // What takes a block's place reads its operands later than the block does, so nothing may be updated meanwhile.
+    let sound = |block: &Block| {
+        let nodes: Vec<TensorId> = block.inside().into_iter().chain(block.outside()).collect();
+        uses.undisturbed(&nodes) && !block.inside().contains(&block.x)
+    };
+    blocks.filter(sound).map(|block| Box::new(block) as Box<dyn Chain>).collect()
+}
+
+fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d) -> Option<Block> {
+    let biased = uses.reader(conv_id, |op| matches!(op, Op::BiasAdd(_)))?;
+    let relu = uses.reader(biased, |op| matches!(op, Op::Activation(Activation { function: Function::Relu })))?;
+    let y = uses.reader(relu, |op| matches!(op, Op::MaxPool2d(MaxPool2d { window }) if *window == POOL))?;
+    let through = uses.reader(biased, |op| matches!(op, Op::ActivationGrad(ActivationGrad { function: Function::Relu })));
+    let backward = match through {
+        None => None,
+        Some(through) => {
+            let unpooled = uses.inputs(through)[1];
+            if !matches!(uses.op(unpooled), Some(Op::MaxPool2dGrad(MaxPool2dGrad { window })) if *window == POOL) {
+                return None;
+            }
+            let db = uses.reader(through, |op| matches!(op, Op::Sum(Sum { axes }) if *axes == Axes::new(&[0, 1, 2])))?;
+            let dw = uses.reader(through, |op| matches!(op, Op::Conv2dWeightGrad(grad) if grad.conv == conv))?;
+            let dx = uses.reader(through, |op| matches!(op, Op::Conv2dInputGrad(grad) if grad.conv == conv));
+            let Some(Op::Conv2dWeightGrad(Conv2dWeightGrad { slices, .. })) = uses.op(dw) else { return None };
+            Some(Backward { dy: uses.inputs(unpooled)[1], through: [unpooled, through], dx, db, dw, slices: *slices })
+        }
+    };
+    let [x, w] = [uses.inputs(conv_id)[0], uses.inputs(conv_id)[1]];
+    if conv.groups != 1 || !uses.graph.shape(w).last().is_multiple_of(4) {
+        return None;
+    }
+    let (label, b) = (uses.graph.node(conv_id).label.clone(), uses.inputs(biased)[1]);
+    Some(Block { label, conv, x, w, b, forward: [conv_id, biased, relu], y, backward })
+}

@@ -1,0 +1,75 @@
+//! Mutations of the kernels that a training step has beside its layers: the optimiser, the counters, the batch.
+
+use shadernet::ops::*;
+use shadernet::shape::{Shape, TensorType};
+
+use super::common::examples::{example, fixed, integers};
+use super::{Target, target};
+
+pub(super) fn targets() -> Vec<Target> {
+    let adam = Adam { epsilon: 0.1, ..Adam::default() }; // large enough that its place shows
+    let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[4]), integers(&[2]), fixed(&[]));
+    let (moments, bias) = (Adam::moments(param), fixed(&[5]));
+    let shard = |images| TensorType::u8(Shape::fixed(&[images, 4 * 5 * 3]));
+    let gather = GatherBatch { height: 4, width: 5, channels: 3, images_per_shard: 5, images: 13, scale: 1.0 / 255.0 };
+    let order = integers(&[40]);
+    vec![
+        target(
+            example(adam, &[param, moments, param, rate], 1),
+            &[
+                ["epsilon inside the root", "sqrt(v) + EPSILON", "sqrt(v + EPSILON)"],
+                ["no bias correction", "rate[0] * sqrt(rate[2]) / rate[1]", "rate[0]"],
+                ["the gradient not squared", "total * total - moments", "total - moments"],
+                ["the other moment's decay", "(total - moments[i]) * STEP1", "(total - moments[i]) * STEP2"],
+                ["the last element left out", "|| i >= LEN", "|| i + 1u >= LEN"],
+            ],
+        ),
+        target(
+            example(adam, &[param, moments, fixed(&[150, 3, 100]), rate], 1),
+            &[
+                ["the last slice left out", "SHARERS * RUN, SLICES)", "SHARERS * RUN, SLICES - 1u)"],
+                ["the tree's last round left out", "half >= elements", "half > elements"],
+            ],
+        ),
+        target(example(adam, &[bias, fixed(&[2, 5]), fixed(&[2100, 5]), rate], 1), &[["only the last run", "total += run", "total = run"]]),
+        target(
+            example(AdamPair { adam }, &[param, moments, fixed(&[150, 3, 100]), bias, fixed(&[2, 5]), fixed(&[3, 5]), rate], 1),
+            &[
+                ["epsilon inside the root", "sqrt(moments.y) + EPSILON", "sqrt(moments.y + EPSILON)"],
+                ["the gradient not squared", "vec2(gradient, gradient * gradient)", "vec2(gradient, gradient)"],
+                ["the second as the first in length", "select(LEN0, LEN1, second)", "LEN0"],
+                ["slices of the first", "select(SLICES0, SLICES1, second)", "SLICES0"],
+                ["a workgroup too few of the first", "tile >= GROUPS0", "tile + 1u >= GROUPS0"],
+                ["the tree's last round left out", "half >= elements", "half > elements"],
+                ["moments of the first", "vec2(moments1[i], moments1[LEN1 + i])", "vec2(moments0[i], moments0[LEN0 + i])"],
+            ],
+        ),
+        target(
+            example(Record, &[scalar, scalar, clock, fixed(&[7, 2])], 3),
+            &[
+                ["loss in both columns", "= correct[0]", "= loss[0]"],
+                ["the next row", "step = clock[0]", "step = clock[0] + 1u"],
+                ["one image a step", "clock[1] += call.batch", "clock[1] += 1u"],
+            ],
+        ),
+        target(
+            example(adam.tick(), &[scalar, scalar, clock, fixed(&[7, 2]), rate], 3),
+            &[
+                ["rounding not carried along", " + excess) - excess", ")"],
+                ["loss in both columns", "= correct[0]", "= loss[0]"],
+                ["one image a step", "clock[1] += call.batch", "clock[1] += 1u"],
+            ],
+        ),
+        target(
+            example(gather, &[shard(5), shard(5), shard(3), integers(&[12]), order, clock], 8),
+            &[
+                ["the next place of the order", "order[start + n]", "order[start + n + 1u]"],
+                ["bytes of a word in the other order", "at % 4u * 8u", "(3u - at % 4u) * 8u"],
+                ["always the first shard", "image / PER_SHARD,", "0u,"],
+                ["the epoch's start", "start = clock[1]", "start = 0u"],
+                ["labels of the first image", "own = place(i)", "own = place(0u)"],
+                ["a label too many", "if i < call.batch {", "if i <= call.batch {"],
+            ],
+        ),
+    ]
+}
