@@ -1,12 +1,8 @@
 //! The batch of a step on the CPU.
 
-<<<<<<< HEAD
-use super::tasks::share;
-=======
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
->>>>>>> heads
 use crate::ops::gather::Scale;
 
 /// Images of a block.
@@ -21,14 +17,8 @@ pub(crate) fn images<'a>(
     start: usize,
     y: &mut [f32],
 ) {
-<<<<<<< HEAD
-    let scaled: [f32; 256] = std::array::from_fn(|byte| scale.apply(byte as u8));
-    share(y, bytes, |n, y| match order.get(start + n).and_then(|&image| find(image as usize)) {
-        Some(image) => y.iter_mut().zip(image).for_each(|(y, &byte)| *y = scaled[usize::from(byte)]),
-=======
     let image = |n: usize, y: &mut [f32]| match order.get(start + n).and_then(|&image| find(image as usize)) {
         Some(image) => Arch::new().dispatch(Scaled { image, scale, y }),
->>>>>>> heads
         None => y.fill(0.0),
     };
     y.par_chunks_mut(IMAGES * bytes).enumerate().for_each(|(block, y)| {

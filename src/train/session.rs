@@ -12,6 +12,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::exec::ceiling::Ceiling;
 use crate::exec::profile::RunTimes;
+use crate::exec::selftest::from_bytes;
 use crate::exec::{Executor, PlanId, read_f32, read_u32, write_f32, write_u32};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{self, Model, Network};
@@ -271,8 +272,9 @@ impl Session {
         let batch = self.train.batches[step];
         self.exec.run(id, &[batch])?;
         for step in plan.steps() {
-            let floats = self.graph.ty(step.node).dtype == crate::shape::DType::F32;
-            if floats && !finite(&read_f32(self.exec.as_mut(), id, step.node, batch)?) {
+            let dtype = self.graph.ty(step.node).dtype;
+            let values = from_bytes(&self.exec.read(id, step.node, batch)?, dtype);
+            if dtype.is_float() && !values.iter().all(|value| value.is_finite()) {
                 return Ok(step.title());
             }
         }

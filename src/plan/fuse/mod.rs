@@ -7,6 +7,7 @@
 //! No pattern makes leaves: those of a fused plan are those of its graph, and are shared with the graph's other plans.
 
 mod adam;
+mod cast;
 mod conv2d;
 mod dense;
 mod loss;
@@ -66,6 +67,9 @@ pub(super) fn fuse(graph: &mut Graph, roots: &[TensorId], style: Style) -> Resul
             let now = rewrite(graph, &needed, &chains)?;
             roots.iter_mut().for_each(|root| *root = now[root]);
         }
+    }
+    if let Some(now) = cast::absorb(graph, &roots)? {
+        roots.iter_mut().for_each(|root| *root = now[root]);
     }
     Ok(roots)
 }
