@@ -218,7 +218,7 @@ fn operations_of_products_are_those_of_a_brute_force_count() {
 #[test]
 fn bytes_are_those_of_operands_and_results_and_of_a_data_set_the_batch_alone() {
     let (param, rate) = (fixed(&[100]), fixed(&[4]));
-    assert_eq!(Op::from(Adam::default()).rules().bytes_moved(&[param, param, param, param, rate], 64), 4 * 400 + 16 + 3 * 400);
+    assert_eq!(Op::from(Adam::default()).rules().bytes_moved(&[param, Adam::moments(param), param, rate], 64), 4 * 400 + 16 + 3 * 400);
     let shard = TensorType::u8(Shape::fixed(&[1000, 12]));
     let order = TensorType::u32(Shape::fixed(&[1000]));
     let clock = TensorType::u32(Shape::fixed(&[2]));

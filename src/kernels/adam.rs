@@ -19,7 +19,14 @@ pub(crate) fn adam(param: &mut [f32], moments: &mut [f32], grad: &[f32], scale: 
     let len = param.len();
     let (m, v) = moments.split_at_mut(len);
     let block = |i: usize, w: &mut [f32], m: &mut [f32], v: &mut [f32]| {
-        Arch::new().dispatch(Block { w, m, v, grad, first: i * BLOCK, len, scale, steps, epsilon });
+        let (first, count) = (i * BLOCK, w.len());
+        if grad.len() == len {
+            return update(w, m, v, &grad[first..][..count], scale, steps, epsilon);
+        }
+        let mut total = [0.0f32; BLOCK];
+        let total = &mut total[..count];
+        Arch::new().dispatch(Slices { grad, first, len, total });
+        update(w, m, v, total, scale, steps, epsilon);
     };
     if len + grad.len() <= ALONE {
         let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
@@ -30,45 +37,36 @@ pub(crate) fn adam(param: &mut [f32], moments: &mut [f32], grad: &[f32], scale: 
     }
 }
 
-/// A block of a parameter and its moments, and where it starts in the parameter.
-struct Block<'a> {
-    w: &'a mut [f32],
-    m: &'a mut [f32],
-    v: &'a mut [f32],
-    /// All slices, of `len` elements each.
+/// Adds up the slices, of `len` elements each, of a block that starts at `first`, in `total`, which is 0.
+struct Slices<'a> {
     grad: &'a [f32],
     first: usize,
     len: usize,
-    scale: f32,
-    steps: [f32; 2],
-    epsilon: f32,
+    total: &'a mut [f32],
 }
 
-impl NullaryFnOnce for Block<'_> {
+impl NullaryFnOnce for Slices<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let count = self.w.len();
-        let slice = |slice: usize| &self.grad[slice * self.len + self.first..][..count];
-        let slices = self.grad.len() / self.len;
-        if slices == 1 {
-            return update(self.w, self.m, self.v, slice(0), self.scale, self.steps, self.epsilon);
-        }
-        let (mut total, mut run) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
-        let (total, run) = (&mut total[..count], &mut run[..count]);
-        for first in (0..slices).step_by(RUN) {
-            run.copy_from_slice(slice(first));
-            for i in first + 1..slices.min(first + RUN) {
+        let Self { grad, first, len, total } = self;
+        let (count, slices) = (total.len(), grad.len() / len);
+        let slice = |slice: usize| &grad[slice * len + first..][..count];
+        let mut run = [0.0f32; BLOCK];
+        let run = &mut run[..count];
+        for from in (0..slices).step_by(RUN) {
+            run.copy_from_slice(slice(from));
+            for i in from + 1..slices.min(from + RUN) {
                 run.iter_mut().zip(slice(i)).for_each(|(sum, g)| *sum += g);
             }
             total.iter_mut().zip(&*run).for_each(|(sum, run)| *sum += run);
         }
-        update(self.w, self.m, self.v, total, self.scale, self.steps, self.epsilon);
     }
 }
 
-#[inline(always)]
+/// The step of a block. Left to the narrow vectors that every processor has: division and root of the widest ones are slower,
+/// element for element.
 fn update(w: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], scale: f32, steps: [f32; 2], epsilon: f32) {
     for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
         *m += (g - *m) * steps[0];

@@ -5,12 +5,9 @@ use rayon::prelude::*;
 
 use crate::ops::gather::Scale;
 
-/// Images of a block.
-const IMAGES: usize = 8;
-
 /// `y[n]` = the scaled bytes of image `order[start + n]`, or zeros where `find` has no such image.
 pub(crate) fn images<'a>(
-    find: impl Fn(usize) -> Option<&'a [u8]> + Sync + Send,
+    find: impl Fn(usize) -> Option<&'a [u8]> + Sync,
     scale: Scale,
     bytes: usize,
     order: &[u32],
@@ -21,9 +18,7 @@ pub(crate) fn images<'a>(
         Some(image) => Arch::new().dispatch(Scaled { image, scale, y }),
         None => y.fill(0.0),
     };
-    y.par_chunks_mut(IMAGES * bytes).enumerate().for_each(|(block, y)| {
-        y.chunks_exact_mut(bytes).enumerate().for_each(|(n, y)| image(block * IMAGES + n, y));
-    });
+    y.par_chunks_mut(bytes).enumerate().for_each(|(n, y)| image(n, y));
 }
 
 /// An image's bytes, scaled.

@@ -4,6 +4,8 @@
 //! graph that the one before has left, so a pattern can rest on what another has put together. A chain is left as it is if
 //! anything else reads one of its inner values, or if one is a root.
 //!
+//! At last effects are moved to where they can be earliest (`order.rs`).
+//!
 //! No pattern makes leaves: those of a fused plan are those of its graph, and are shared with the graph's other plans.
 
 mod adam;
@@ -11,6 +13,7 @@ mod cast;
 mod conv2d;
 mod dense;
 mod loss;
+mod order;
 
 use std::collections::{HashMap, HashSet};
 
@@ -63,29 +66,33 @@ pub(super) fn fuse(graph: &mut Graph, roots: &[TensorId], style: Style) -> Resul
         let uses = Uses::new(graph, &roots);
         let chains = uses.closed(find(&uses));
         if !chains.is_empty() {
-            let needed = uses.needed;
-            let now = rewrite(graph, &needed, &chains)?;
+            let nodes = uses.nodes();
+            let now = rewrite(graph, &nodes, &chains)?;
             roots.iter_mut().for_each(|root| *root = now[root]);
         }
     }
     if let Some(now) = cast::absorb(graph, &roots)? {
         roots.iter_mut().for_each(|root| *root = now[root]);
     }
+    let nodes = order::early(&Uses::new(graph, &roots));
+    if !nodes.is_sorted() {
+        let now = rewrite(graph, &nodes, &[])?;
+        roots.iter_mut().for_each(|root| *root = now[root]);
+    }
     Ok(roots)
 }
 
-/// Appends every needed node once more, or what takes the place of the chain it is of.
-fn rewrite(graph: &mut Graph, needed: &[bool], chains: &[Box<dyn Chain>]) -> Result<Now> {
+/// Appends every one of these nodes once more, in this order, or what takes the place of the chain it is of.
+fn rewrite(graph: &mut Graph, nodes: &[TensorId], chains: &[Box<dyn Chain>]) -> Result<Now> {
     let inside: HashSet<TensorId> = chains.iter().flat_map(|chain| chain.inside()).collect();
     let mut chain_of: HashMap<TensorId, &dyn Chain> = HashMap::new();
     for chain in chains {
         chain_of.extend(chain.outside().into_iter().map(|id| (id, chain.as_ref())));
     }
     let scope = graph.current_scope().to_owned();
-    let nodes: Vec<TensorId> = graph.nodes().map(|(id, _)| id).filter(|id| needed[id.index()]).collect();
     let is_leaf = |id: &&TensorId| graph.node(**id).op.is_none() && !matches!(graph.node(**id).role, Role::Extra(_));
     let mut now: Now = nodes.iter().filter(is_leaf).map(|&id| (id, id)).collect();
-    for id in nodes {
+    for &id in nodes {
         let Node { op: Some(op), inputs, label, .. } = graph.node(id).clone() else { continue };
         if inside.contains(&id) || now.contains_key(&id) {
             continue;
@@ -125,6 +132,11 @@ impl<'a> Uses<'a> {
             node.inputs.iter().for_each(|&input| readers.entry(input).or_default().push(id));
         }
         Self { graph, roots, needed, readers }
+    }
+
+    /// Every needed node.
+    fn nodes(&self) -> Vec<TensorId> {
+        self.graph.nodes().map(|(id, _)| id).filter(|id| self.needed[id.index()]).collect()
     }
 
     /// Every needed node whose operator this accepts, with what it makes of it.
