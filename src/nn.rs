@@ -11,7 +11,7 @@ use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d;
 use crate::ops::window::{Padding, Window};
 use crate::rng::{self, Stream};
-use crate::shape::{Shape, TensorType};
+use crate::shape::{DType, Shape, TensorType};
 
 /// A layer, as data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -266,6 +266,22 @@ impl Network {
     pub fn apply(&self, graph: &mut Graph, x: TensorId) -> Result<TensorId> {
         let outputs = self.apply_layers(graph, x)?;
         Ok(outputs.last().copied().unwrap_or(x))
+    }
+
+    /// The same in mixed precision: what goes into a convolution, the first layer's excepted, is stored as f16. Returns the logits and
+    /// the tensors that are stored so, whose gradients are too.
+    pub fn apply_mixed(&self, graph: &mut Graph, x: TensorId) -> Result<(TensorId, Vec<TensorId>)> {
+        let (mut y, mut stored) = (x, Vec::new());
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i > 0 && matches!(layer.layer, Layer::Conv2d { .. }) {
+                let half = graph.cast(y, DType::F16)?;
+                y = graph.cast(half, DType::F32)?;
+                stored.push(half);
+            }
+            y = layer.apply(graph, y)?;
+        }
+        graph.scope("");
+        Ok((y, stored))
     }
 
     /// The same, with the output of every layer.

@@ -53,7 +53,8 @@ fn kernels_are_kept_where_asked_for_and_a_damaged_file_is_replaced() {
     assert_eq!((files(&kernels), fs::read(file).unwrap().len()), (kept.clone(), whole.len()), "what is known is not written again");
 
     let flipped: Vec<u8> = whole.iter().enumerate().map(|(i, &byte)| if i == whole.len() / 2 { !byte } else { byte }).collect();
-    let damaged = [Vec::new(), whole[..whole.len() / 2].to_vec(), whole[..whole.len() - 1].to_vec(), flipped, b"another program's".to_vec()];
+    let damaged =
+        [Vec::new(), whole[..whole.len() / 2].to_vec(), whole[..whole.len() - 1].to_vec(), flipped, b"another program's".to_vec()];
     for bytes in damaged {
         fs::write(file, &bytes).unwrap();
         assert_eq!(run(Some(&kernels)).as_ref(), Some(&want));

@@ -42,8 +42,14 @@ fn warnings() -> Vec<String> {
 }
 
 fn model() -> Model {
-    let layers =
-        vec![Layer::conv2d(4, 3), Layer::conv2d(8, 3), Layer::max_pool2d(4), Layer::Flatten, Layer::dense(12, None), Layer::dense(10, None)];
+    let layers = vec![
+        Layer::conv2d(4, 3),
+        Layer::conv2d(8, 3),
+        Layer::max_pool2d(4),
+        Layer::Flatten,
+        Layer::dense(12, None),
+        Layer::dense(10, None),
+    ];
     Model { name: "small".to_owned(), input: [32, 32, 3], layers, classes: sample().train.classes }
 }
 

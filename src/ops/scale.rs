@@ -16,7 +16,7 @@ use super::step::{Expected, check as check_tick, expect, record};
 use super::{Launch, Reference, Rules, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
-use crate::shape::{DType, Shape, TensorType};
+use crate::shape::{Shape, TensorType};
 
 /// Gradients that one [`Overflow`] looks at.
 pub const OVERFLOW_OPERANDS: usize = 4;

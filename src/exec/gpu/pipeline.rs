@@ -55,9 +55,9 @@ impl Pipelines {
         }
         let modules = &self.modules;
         let count = missing.len();
-        for ((key, _), pipeline) in side_by_side(missing, |(key, launch)| {
-            judged(gpu, key.kernel, || pipeline(gpu, &modules[&key.kernel], launch, &key.writable))
-        }) {
+        for ((key, _), pipeline) in
+            side_by_side(missing, |(key, launch)| judged(gpu, key.kernel, || pipeline(gpu, &modules[&key.kernel], launch, &key.writable)))
+        {
             self.made.insert(key, pipeline?);
         }
         Ok(count)
@@ -103,11 +103,8 @@ fn pipeline(gpu: &Gpu, module: &wgpu::ShaderModule, launch: &Launch, writable: &
     let label = Some(launch.kernel.name);
     let entries: Vec<_> = (0..).zip(writable).map(|(binding, &writable)| storage(binding, writable)).collect();
     let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
-    let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label,
-        bind_group_layouts: &[Some(&bindings)],
-        immediate_size: 4,
-    });
+    let layout =
+        device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &[Some(&bindings)], immediate_size: 4 });
     let compute = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,
         layout: Some(&layout),

@@ -3,7 +3,7 @@
 
 use super::{Now, Uses};
 use crate::error::Result;
-use crate::graph::{Graph, Node, TensorId};
+use crate::graph::{Graph, Node, Role, TensorId};
 use crate::ops::*;
 use crate::shape::DType;
 
@@ -35,7 +35,8 @@ pub(super) fn absorb(graph: &mut Graph, roots: &[TensorId]) -> Result<Option<Now
     let uses = Uses::new(graph, roots);
     let casts = |to: DType| uses.all(move |op| (matches!(op, Op::Cast(cast) if cast.to == to)).then_some(())).map(|(id, ())| id);
     // Read as f16 by all its readers: the cast goes, and they read its operand.
-    let widened: Vec<TensorId> = casts(DType::F32).filter(|&id| !roots.contains(&id) && !uses.in_leaf(uses.inputs(id)[0]) && uses.loaded_by_all(id, None)).collect();
+    let widened: Vec<TensorId> =
+        casts(DType::F32).filter(|&id| !roots.contains(&id) && !uses.in_leaf(uses.inputs(id)[0]) && uses.loaded_by_all(id, None)).collect();
     // Read as f16 by all its readers, the cast to f16 among them: it is stored so, and the cast goes.
     let narrowed = casts(DType::F16).map(|id| (uses.inputs(id)[0], id)).filter(|&(x, id)| {
         let stores = uses.op(x).is_some_and(|op| storing(op).is_some());
@@ -73,7 +74,8 @@ pub(super) fn absorb(graph: &mut Graph, roots: &[TensorId]) -> Result<Option<Now
 impl Uses<'_> {
     /// Whether every reader of `id`, but for one cast, loads it as f16 if it is.
     fn loaded_by_all(&self, id: TensorId, cast: Option<TensorId>) -> bool {
-        self.readers(id).iter().all(|&reader| {
+        let is_extra = |reader: TensorId| matches!(self.graph.node(reader).role, Role::Extra(_)); // of the same operator
+        self.readers(id).iter().filter(|&&reader| !is_extra(reader)).all(|&reader| {
             let inputs = self.inputs(reader).iter().enumerate();
             let mut operands = inputs.filter(|(_, input)| **input == id).map(|(operand, _)| operand);
             Some(reader) == cast || self.op(reader).is_some_and(|op| operands.all(|operand| loads(op, operand)))

@@ -151,7 +151,11 @@ impl Rules for Conv2dReluPool {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
         let y = self.block(inputs)?.y(self.output);
-        if y.dtype.is_float() { Ok(y) } else { Err(Error::invalid("what conv2d_relu_pool's output is stored as", format!("{:?}", y.dtype), "a float type")) }
+        if y.dtype.is_float() {
+            Ok(y)
+        } else {
+            Err(Error::invalid("what conv2d_relu_pool's output is stored as", format!("{:?}", y.dtype), "a float type"))
+        }
     }
 
     fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
