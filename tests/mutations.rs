@@ -12,7 +12,7 @@ mod training;
 
 use std::collections::BTreeSet;
 
-use common::examples::{Example, batched, example, fixed, integers, labels, output};
+use common::examples::{Example, batched, example, fixed, labels, output};
 use common::{Altered, Guarded, check_op_on, gpu};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use shadernet::exec::Executor;
@@ -21,7 +21,7 @@ use shadernet::ops::activation::Function;
 use shadernet::ops::reduce::Axes;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
-use shadernet::shape::{DType, Shape, TensorType};
+use shadernet::shape::{DType, TensorType};
 
 /// A fault: its name, a text that a kernel has once, and what it is replaced by.
 type Fault = [&'static str; 3];
@@ -83,6 +83,15 @@ fn reductions() -> Vec<Target> {
             &[
                 ["the last term left out", "if term < terms", "if term + 1u < terms"],
                 ["the tree's last round left out", "half >= OUTPUTS", "half > OUTPUTS"],
+            ],
+        ),
+        target(
+            example(SumSlices { slices: 7 }, &[batched(&[50, 9, 20])], 3),
+            &[
+                ["slices overlap", "min(begin + slice, rows)", "rows"],
+                ["the last row of a run left out", "row < last;", "row + 1u < last;"],
+                ["only the last run", "total += run", "total = run"],
+                ["always the first slice", "i / pitch * slice", "0u * slice"],
             ],
         ),
         target(
@@ -316,7 +325,10 @@ fn races() -> Vec<Target> {
         target(example(Softmax, &[x], 5), &[told]),
         target(example(SoftmaxCrossEntropy, &[x, labels()], 5), &[told]),
         target(example(SoftmaxGrad, &[x, x], 5), &[["no barrier in the tree", tree, "if lane"]]),
-        target(example(LossHead, &[x, labels(), fixed(&[])], 5), &[told]),
+        target(
+            example(LossHead, &[x, labels(), fixed(&[])], 5),
+            &[["no barrier after the maximum is told", "].x;\n    workgroupBarrier();\n    return most", "].x;\n    return most"]],
+        ),
         target(
             example(Adam::default(), &[fixed(&[9]), fixed(&[2, 9]), fixed(&[300, 9]), fixed(&[4])], 1),
             &[["no barrier in the tree", "workgroupBarrier();\n            if lane", "if lane"]],

@@ -71,6 +71,11 @@ fn sum_and_broadcast_agree_with_reference_over_every_set_of_axes() {
         }
     }
     check_op(Sum { axes: Axes::new(&[0, 1, 2]) }, &[batched(&[30, 30, 32])], 5).unwrap();
+    for (x, slices) in [(batched(&[30, 30, 32]), 64), (batched(&[5, 4]), 7), (batched(&[12]), 1), (fixed(&[700, 4]), 3)] {
+        for batch in [0, 1, 5] {
+            check_op(SumSlices { slices }, &[x], batch).unwrap();
+        }
+    }
     check_op(Sum { axes: Axes::new(&[0, 1]) }, &[batched(&[5, 260])], 27).unwrap();
     check_op(Sum { axes: Axes::new(&[0]) }, &[fixed(&[3, 20, 20])], 1).unwrap();
     check_op(Sum { axes: Axes::new(&[0, 2, 4]) }, &[fixed(&[3, 4, 5, 6, 7])], 1).unwrap();

@@ -222,7 +222,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
                 constants["TILE"] * lanes.unwrap()
             }
             "overflow" => 16 * lanes.unwrap(), // 8 words of each invocation
-            "adam_quads" => *lanes.unwrap(),   // counted in quads
+            "adam_quads" | "sum_slices" => *lanes.unwrap(), // counted in quads
             _ if name.ends_with("_quads") => 4 * lanes.unwrap(),
             _ => *lanes.unwrap(),
         };

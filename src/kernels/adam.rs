@@ -65,8 +65,7 @@ impl NullaryFnOnce for Slices<'_> {
     }
 }
 
-/// The step of a block. Left to the narrow vectors that every processor has: division and root of the widest ones are slower,
-/// element for element.
+/// The step of a block, in the vectors that every processor has: with wider ones its division and root are no faster.
 fn update(w: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], scale: f32, steps: [f32; 2], epsilon: f32) {
     for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
         *m += (g - *m) * steps[0];

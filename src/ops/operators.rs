@@ -49,7 +49,7 @@ operators! {
     conv2d: Conv2d, Conv2dInputGrad, Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad, Conv2dWeightGrad;
     matmul: Matmul;
     pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
-    reduce: Broadcast, Sum;
+    reduce: Broadcast, Sum, SumSlices;
     reshape: Reshape;
     scale: Overflow, ScaledTick;
     softmax: Softmax, SoftmaxGrad;

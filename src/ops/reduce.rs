@@ -1,10 +1,14 @@
 //! Sums over axes, and their mirror image, repetition along axes.
 
+mod slices;
+
 use super::{Cpu, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
 use crate::shape::{DType, MAX_RANK, Shape, TensorType};
+
+pub use slices::SumSlices;
 
 /// A set of axes, the batch being axis 0 of a batched tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -95,6 +95,7 @@ pub fn examples() -> Vec<Example> {
         all.push(example(Broadcast { shape: x.shape, axes }, &[output(Sum { axes }, &[x])], 3));
     }
     all.push(example(Sum { axes: Axes::new(&[0]) }, &[batched(&[260])], 67));
+    all.push(example(SumSlices { slices: 7 }, &[batched(&[5, 9, 20])], 3));
     all.push(example(Sum { axes: Axes::new(&[0]) }, &[fixed(&[7, 13, 20])], 1));
     for columns in [10, 300] {
         let x = batched(&[columns]);

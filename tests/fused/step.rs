@@ -232,3 +232,19 @@ fn sums_of_slices_go_into_adam_unless_something_else_reads_them_or_they_lie_in_a
     assert_eq!(plan(false, false, &[1], TensorType::f32(Shape::fixed(&[2, 5, 3]))), ["tanh", "sum", "adam"]);
     assert_eq!(plan(false, false, &[0], TensorType::f32(Shape::batched(&[2, 3]))), ["tanh", "sum", "adam"]);
 }
+
+#[test]
+fn for_kernels_of_registers_long_sums_that_only_adam_reads_are_left_in_slices() {
+    let net = perceptron(8, Function::Relu);
+    for (more, counts) in [(None, [1, 1]), (Some(net.grads[3]), [0, 2])] {
+        let roots: Vec<TensorId> = net.roots().into_iter().chain(more).collect();
+        let plan = Plan::for_style(Style::Registers, &net.graph, &roots, 40).unwrap();
+        // The first bias has 70 elements, no multiple of 4.
+        assert_eq!([count(&plan, "sum_slices"), count(&plan, "sum")], counts);
+        let [mut want, mut got] = [net.leaves(33), net.leaves(33)];
+        reference::run(&Plan::new(&net.graph, &roots, 40).unwrap(), &mut want, 33).unwrap();
+        reference::run(&plan, &mut got, 33).unwrap();
+        plan.leaves().iter().for_each(|leaf| assert!(compare(&got[&leaf.tensor], &want[&leaf.tensor], 1e-14).is_ok()));
+    }
+    assert_eq!(count(&Plan::fused(&net.graph, &net.roots(), 40).unwrap(), "sum_slices"), 0);
+}

@@ -68,7 +68,7 @@ pub(super) fn targets() -> Vec<Target> {
                 ["always the first shard", "image / PER_SHARD,", "0u,"],
                 ["the epoch's start", "start = clock[1]", "start = 0u"],
                 ["labels of the first image", "own = place(i)", "own = place(0u)"],
-                ["a label too many", "if i < call.batch {", "if i <= call.batch {"],
+                ["the last label left out", "if i < call.batch {", "if i + 1u < call.batch {"],
             ],
         ),
     ]

@@ -45,11 +45,11 @@ fn a_pair_is_two_steps() {
     let of_a = [vec![1.0, 2.0, 3.0], vec![0.5; 6], vec![-1.0, 0.5, 2.0]];
     let of_b = [vec![4.0, 5.0, 6.0, 7.0], vec![0.25; 8], vec![1.0, 2.0, 3.0, 4.0, 0.5, 0.5, 0.5, 0.5]];
     let alone = |ty: TensorType, grad: TensorType, operands: &[Vec<f64>; 3]| {
-        let operands = [&operands[..], &[rate.clone()]].concat();
+        let operands = [&operands[..], std::slice::from_ref(&rate)].concat();
         checks::implementations(adam, &[ty, Adam::moments(ty), grad, rate_type()], 1, &operands)
     };
     let types = [a, Adam::moments(a), a, b, Adam::moments(b), fixed(&[2, 2, 2]), rate_type()];
-    let operands = [&of_a[..], &of_b[..], &[rate.clone()]].concat();
+    let operands = [&of_a[..], &of_b[..], std::slice::from_ref(&rate)].concat();
     let pairs = checks::implementations(AdamPair { adam }, &types, 1, &operands);
     for (pair, (a, b)) in pairs.iter().zip(alone(a, a, &of_a).iter().zip(alone(b, fixed(&[2, 2, 2]), &of_b))) {
         let apart = a.iter().chain(&b);

@@ -1,4 +1,5 @@
-//! The optimiser: sums of gradients' slices go into [`Adam`], and steps of two parameters into one [`AdamPair`].
+//! The optimiser: sums of gradients' slices go into [`Adam`], long sums become such slices, and steps of two parameters one
+//! [`AdamPair`].
 
 use super::{Chain, Now, Uses};
 use crate::error::Result;
@@ -64,6 +65,53 @@ pub(super) fn sums(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
         (partial && !found.inner().contains(&0) && !uses.in_leaf(slices)).then(|| Box::new(Summed { step, sum, slices }) as Box<dyn Chain>)
     };
     steps(uses).into_iter().filter_map(summed).collect()
+}
+
+/// A gradient that is one long sum for each channel, as that of a bias is.
+struct Long {
+    label: String,
+    sum: TensorId,
+    x: TensorId,
+    slices: usize,
+}
+
+impl Chain for Long {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn inside(&self) -> Vec<TensorId> {
+        Vec::new()
+    }
+
+    fn outside(&self) -> Vec<TensorId> {
+        vec![self.sum]
+    }
+
+    fn emit(&self, graph: &mut Graph, id: TensorId, now: &mut Now) -> Result<()> {
+        let slices = graph.apply(SumSlices { slices: self.slices }, &[now[&self.x]])?;
+        now.insert(id, slices);
+        Ok(())
+    }
+}
+
+/// Every gradient that nothing but a step reads and that is a sum over all axes but the last: it is left in slices, which the step
+/// adds. Few channels and many rows are little work side by side, unless workgroups share a sum in their memory.
+pub(super) fn long_sums(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
+    let long = |step: Step| {
+        let [param, _, sum, _] = step.operands;
+        let Some(Op::Sum(Sum { axes })) = uses.op(sum) else { return None };
+        let x = uses.inputs(sum)[0];
+        let (shape, channels) = (uses.graph.shape(x), uses.graph.shape(x).last());
+        let leading: Vec<usize> = (0..shape.rank() - 1).collect();
+        let fits = *axes == Axes::new(&leading) && shape.is_batched() && uses.graph.shape(param).inner() == [channels];
+        let alone = uses.readers(sum) == [step.effect] && !uses.roots.contains(&sum);
+        // A row of each image is not worth many slices.
+        let slices = if shape.inner_len() / channels.max(1) > 1 { 64 } else { 8 };
+        let label = uses.graph.node(sum).label.clone();
+        (fits && alone && channels > 0 && channels.is_multiple_of(4)).then(|| Box::new(Long { label, sum, x, slices }) as Box<dyn Chain>)
+    };
+    steps(uses).into_iter().filter_map(long).collect()
 }
 
 /// Two steps, the first of which waits for the second.
