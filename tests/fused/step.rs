@@ -196,12 +196,12 @@ fn steps_of_adam_are_paired_unless_something_reads_or_changes_meanwhile_what_the
     let unrelated = |graph: &mut Graph, params: &[TensorId], _| Some(graph.relu(params[1]).unwrap());
     assert_eq!(names(&steps(unrelated)), ["relu", "adam_pair"]);
     let read = |graph: &mut Graph, params: &[TensorId], _| Some(graph.relu(params[0]).unwrap());
-    assert_eq!(names(&steps(read)), ["adam", "relu", "adam"]);
+    assert_eq!(names(&steps(read)), ["adam", "adam", "relu"]);
     let read_by_a_view = |graph: &mut Graph, params: &[TensorId], _| {
         let view = graph.reshape(params[0], &[3, 1]).unwrap();
         Some(graph.relu(view).unwrap())
     };
-    assert_eq!(names(&steps(read_by_a_view)), ["adam", "relu", "adam"]);
+    assert_eq!(names(&steps(read_by_a_view)), ["adam", "adam", "relu"]);
     let ticked = |graph: &mut Graph, _: &[TensorId], rate| {
         let row = ["loss", "correct"].map(|name| graph.input(name, TensorType::f32(Shape::fixed(&[]))));
         let clock = graph.state("clock", TensorType::u32(Shape::fixed(&[2])), 0.0);
@@ -209,6 +209,32 @@ fn steps_of_adam_are_paired_unless_something_reads_or_changes_meanwhile_what_the
         Some(graph.tick(Adam::default().tick(), row, clock, log, rate).unwrap())
     };
     assert_eq!(names(&steps(ticked)), ["adam", "tick", "adam"]);
+}
+
+#[test]
+fn effects_come_as_early_as_what_they_follow_allows() {
+    let mut graph = Graph::new();
+    let ty = TensorType::f32(Shape::fixed(&[3]));
+    let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
+    let [free, read, viewed] = ["free", "read", "viewed"].map(|name| graph.param(name, ty.shape, Init::Fill(0.0)));
+    let (grad, x) = (graph.input("grad", ty), graph.input("x", ty));
+    let early = graph.tanh(x).unwrap();
+    let reader = graph.relu(read).unwrap();
+    let view = graph.reshape(viewed, &[3, 1]).unwrap();
+    let sum = graph.sum(view, &[0]).unwrap();
+    let late = graph.gelu(x).unwrap();
+    let mut roots = vec![early, reader, sum, late];
+    // Settings of their own, so that they stay apart.
+    for (param, beta1) in [(viewed, 0.9), (read, 0.8), (free, 0.7)] {
+        let moments = graph.state("moments", Adam::moments(ty), 0.5);
+        roots.push(graph.adam(Adam { beta1, ..Adam::default() }, param, moments, grad, rate).unwrap());
+    }
+    let plan = Plan::fused(&graph, &roots, 1).unwrap();
+    assert_eq!(names(&plan), ["adam", "tanh", "relu", "adam", "sum", "adam", "gelu"]);
+    let start: BTreeMap<_, _> = [free, read, viewed, grad, x].map(|id| (id, vec![id.index() as f64, -0.5, 0.25])).into();
+    let [mut want, mut got] = [start.clone(), start];
+    let wanted = reference::run(&Plan::new(&graph, &roots, 1).unwrap(), &mut want, 1).unwrap();
+    assert_eq!((reference::run(&plan, &mut got, 1).unwrap(), got), (wanted, want));
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn head(uses: &Uses<'_>, dlogits: TensorId) -> Option<Head> {
     let &[logits, labels, dloss] = uses.inputs(dlogits) else { return None };
     let loss = uses.applied(&[logits, labels], |op| matches!(op, Op::SoftmaxCrossEntropy(_)))?;
     let correct = uses.applied(&[logits, labels], |op| matches!(op, Op::Accuracy(_)))?;
-    let fits = uses.graph.shape(logits).last() <= MOST_CLASSES && uses.graph.node(dloss).op.is_none() && uses.in_leaf(dloss);
+    let fits = uses.graph.shape(logits).last() <= MOST_CLASSES && uses.is_leaf(dloss);
     let label = uses.graph.node(loss).label.clone();
     (fits && uses.undisturbed(&[loss, correct, dlogits])).then_some(Head { label, logits, labels, dloss, loss, correct, dlogits })
 }

@@ -175,10 +175,15 @@ impl<'a> Uses<'a> {
         id
     }
 
+    /// Whether nothing computes `id`.
+    fn is_leaf(&self, id: TensorId) -> bool {
+        let node = self.graph.node(id);
+        node.op.is_none() && !matches!(node.role, Role::Extra(_))
+    }
+
     /// Whether `id` lies in a leaf's memory, which updates change.
     fn in_leaf(&self, id: TensorId) -> bool {
-        let node = self.graph.node(self.owner(id));
-        node.op.is_none() && !matches!(node.role, Role::Extra(_))
+        self.is_leaf(self.owner(id))
     }
 
     /// What an effect changes.

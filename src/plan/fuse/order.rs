@@ -11,7 +11,7 @@ use crate::graph::{Role, TensorId};
 pub(super) fn early(uses: &Uses<'_>) -> Vec<TensorId> {
     let mut nodes = uses.nodes();
     let is_effect = |id: TensorId| uses.graph.node(id).role == Role::Effect;
-    // The place of each effect so far: the value or leaf that it follows.
+    // Each effect so far, and the node that it follows; the first one if it need not follow any.
     let mut effects: Vec<(TensorId, TensorId)> = Vec::new();
     for &effect in nodes.iter().filter(|&&id| is_effect(id)) {
         let owners = |id: TensorId| uses.inputs(id).iter().map(|&input| uses.owner(input)).collect::<Vec<_>>();
@@ -21,8 +21,9 @@ pub(super) fn early(uses: &Uses<'_>) -> Vec<TensorId> {
         let earlier = effects.iter().filter(|&&(other, _)| {
             owners(other).iter().any(|owner| changed.contains(owner)) || uses.updated(other).any(|updated| touched.contains(&updated))
         });
-        let place = readers.chain(uses.inputs(effect).iter().copied()).chain(earlier.map(|&(_, place)| place)).max();
-        effects.push((effect, place.unwrap_or(effect)));
+        let computed = uses.inputs(effect).iter().copied().filter(|&input| !uses.is_leaf(input));
+        let place = readers.chain(computed).chain(earlier.map(|&(_, place)| place)).max();
+        effects.push((effect, place.unwrap_or(nodes[0])));
     }
     // Effects with one place keep their order; the node there comes before them.
     let key = |id: &TensorId| match effects.iter().find(|(effect, _)| effect == id) {
