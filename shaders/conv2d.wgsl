@@ -5,9 +5,9 @@
 //   y  [N, OH, OW, GROUPS·FILTERS]        every element written exactly once
 //
 // A matrix product that never stores its left factor: rows are the N·OH·OW output pixels, K runs over KH·KW·CHANNELS in the
-// order of w, columns are the FILTERS of one group. One workgroup computes a TILE_M×TILE_N tile, one invocation a 4×4 block
-// of it. Where each row's window begins is worked out once, into shared memory; then per step of 16 along K the workgroup
-// stages 16×TILE_M of the windows and 16×TILE_N of w. Padding and what lies past an edge is staged as zero.
+// order of w, columns are the FILTERS of one group. One workgroup computes a TILE_M×TILE_N tile, one invocation a
+// BLOCK_M×BLOCK_N block of it. Where each row's window begins is worked out once, into shared memory; then per step along K
+// the workgroup stages STEP×TILE_M of the windows and STEP×TILE_N of w. Padding and what lies past an edge is staged as zero.
 //
 // Dispatch: ceil(N·OH·OW / TILE_M) · GROUPS · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2d::reference` in src/ops/conv2d/mod.rs.
@@ -27,14 +27,13 @@ override PAD_W: u32;    // columns of padding on the left
 override GROUPS: u32;
 override CHANNELS: u32; // of x, in one group
 override FILTERS: u32;  // channels of y, in one group
-override TILE_N: u32;   // 64 or 32
+override TILE_M: u32;   // rows of a workgroup's tile
+override TILE_N: u32;   // and its columns
+override STEP: u32;     // elements of K staged at a time
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
+override BLOCK_N: u32;  // and its columns, 4 or 8
+override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 
-const AREA = 4096u;   // elements of a tile of y
-const MAX_TILE_M = 128u;
-const MAX_TILE_N = 64u;
-const STEP = 16u;     // elements of K staged at a time
-const BLOCK = 4u;     // edge of an invocation's block of y
-const LANES = 256u;
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -45,45 +44,45 @@ struct Call {
 }
 var<immediate> call: Call;
 
-var<workgroup> x_tile: array<f32, (MAX_TILE_M + 1u) * STEP>; // [k][row]; the odd pitch spreads a column over the banks
-var<workgroup> w_tile: array<f32, MAX_TILE_N * STEP>;        // [k][column]
-var<workgroup> row_h: array<i32, MAX_TILE_M>;                // where each row's window begins
-var<workgroup> row_w: array<i32, MAX_TILE_M>;
-var<workgroup> row_at: array<i32, MAX_TILE_M>;               // … as an index of x, which wraps if it is in the padding
+var<workgroup> x_tile: array<f32, (TILE_M + 1u) * STEP>; // [k][row]; the odd pitch spreads a column over the banks
+var<workgroup> w_tile: array<f32, TILE_N * STEP>;        // [k][column]
+var<workgroup> row_h: array<i32, TILE_M>;                // where each row's window begins
+var<workgroup> row_w: array<i32, TILE_M>;
+var<workgroup> row_at: array<i32, TILE_M>;               // … as an index of x, which wraps if it is in the padding
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let tile_m = AREA / TILE_N;
-    let pitch = tile_m + 1u;
+    let pitch = TILE_M + 1u;
     let rows = call.batch * OH * OW;
     let depth = KH * KW * CHANNELS;
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
-    let row0 = tile / (tiles_n * GROUPS) * tile_m;
+    let row0 = tile / (tiles_n * GROUPS) * TILE_M;
     let part = tile / tiles_n % GROUPS;
     let column0 = tile % tiles_n * TILE_N;
-    let block_row = lane / (TILE_N / BLOCK) * BLOCK;
-    let block_column = lane % (TILE_N / BLOCK) * BLOCK;
+    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
+    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
 
-    if lane < tile_m {
-        let row = row0 + lane;
+    for (var i = lane; i < TILE_M; i += LANES) {
+        let row = row0 + i;
         let n = row / (OH * OW);
         let h = i32(row / OW % OH * STRIDE_H) - i32(PAD_H);
         let v = i32(row % OW * STRIDE_W) - i32(PAD_W);
-        row_h[lane] = select(OUTSIDE, h, row < rows);
-        row_w[lane] = v;
-        row_at[lane] = ((i32(n * H) + h) * i32(W) + v) * i32(GROUPS * CHANNELS) + i32(part * CHANNELS);
+        row_h[i] = select(OUTSIDE, h, row < rows);
+        row_w[i] = v;
+        row_at[i] = ((i32(n * H) + h) * i32(W) + v) * i32(GROUPS * CHANNELS) + i32(part * CHANNELS);
     }
     workgroupBarrier();
 
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
+    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    var s00 = mat4x4<f32>();
+    var s01 = mat4x4<f32>();
+    var s10 = mat4x4<f32>();
+    var s11 = mat4x4<f32>();
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
         // Neighbouring invocations take neighbouring channels of a pixel; an invocation stays at one k of every step.
         let step = lane % STEP;
@@ -92,7 +91,7 @@ fn main(
         let tap_h = i32(tap / KW * DILATION_H);
         let tap_w = i32(tap % KW * DILATION_W);
         let offset = (tap_h * i32(W) + tap_w) * i32(GROUPS * CHANNELS) + i32(k % CHANNELS);
-        for (var row = lane / STEP; row < tile_m; row += LANES / STEP) {
+        for (var row = lane / STEP; row < TILE_M; row += LANES / STEP) {
             // A negative place is a huge one when unsigned.
             var value = 0.0;
             if k < depth && u32(row_h[row] + tap_h) < H && u32(row_w[row] + tap_w) < W {
@@ -113,27 +112,63 @@ fn main(
         for (var s = 0u; s < STEP; s += 1u) {
             let i = s * pitch + block_row;
             let j = s * TILE_N + block_column;
-            let right = vec4(w_tile[j], w_tile[j + 1u], w_tile[j + 2u], w_tile[j + 3u]);
-            sum0 += x_tile[i] * right;
-            sum1 += x_tile[i + 1u] * right;
-            sum2 += x_tile[i + 2u] * right;
-            sum3 += x_tile[i + 3u] * right;
+            let rows0 = x_quad(i);
+            let columns0 = w_quad(j);
+            s00 += outer(rows0, columns0);
+            var columns1 = vec4<f32>();
+            if BLOCK_N == 8u {
+                columns1 = w_quad(j + 4u);
+                s01 += outer(rows0, columns1);
+            }
+            if BLOCK_M == 8u {
+                let rows1 = x_quad(i + 4u);
+                s10 += outer(rows1, columns0);
+                if BLOCK_N == 8u {
+                    s11 += outer(rows1, columns1);
+                }
+            }
         }
         workgroupBarrier();
     }
     let row = row0 + block_row;
     let column = column0 + block_column;
-    store(row, rows, part, column, sum0);
-    store(row + 1u, rows, part, column, sum1);
-    store(row + 2u, rows, part, column, sum2);
-    store(row + 3u, rows, part, column, sum3);
+    store(row, rows, part, column, s00);
+    if BLOCK_N == 8u {
+        store(row, rows, part, column + 4u, s01);
+    }
+    if BLOCK_M == 8u {
+        store(row + 4u, rows, part, column, s10);
+        if BLOCK_N == 8u {
+            store(row + 4u, rows, part, column + 4u, s11);
+        }
+    }
 }
 
-fn store(row: u32, rows: u32, part: u32, column: u32, values: vec4<f32>) {
+fn store(row: u32, rows: u32, part: u32, column: u32, s: mat4x4<f32>) {
+    store_row(row, rows, part, column, s[0]);
+    store_row(row + 1u, rows, part, column, s[1]);
+    store_row(row + 2u, rows, part, column, s[2]);
+    store_row(row + 3u, rows, part, column, s[3]);
+}
+
+fn store_row(row: u32, rows: u32, part: u32, column: u32, values: vec4<f32>) {
     if row >= rows {
         return;
     }
-    for (var i = 0u; i < BLOCK && column + i < FILTERS; i += 1u) {
+    for (var i = 0u; i < 4u && column + i < FILTERS; i += 1u) {
         y[row * (GROUPS * FILTERS) + part * FILTERS + column + i] = values[i];
     }
+}
+
+fn x_quad(i: u32) -> vec4<f32> {
+    return vec4(x_tile[i], x_tile[i + 1u], x_tile[i + 2u], x_tile[i + 3u]);
+}
+
+fn w_quad(i: u32) -> vec4<f32> {
+    return vec4(w_tile[i], w_tile[i + 1u], w_tile[i + 2u], w_tile[i + 3u]);
+}
+
+// Each row times each column; a column of the matrix is a row.
+fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4(columns * rows.x, columns * rows.y, columns * rows.z, columns * rows.w);
 }

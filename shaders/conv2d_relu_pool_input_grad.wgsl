@@ -7,11 +7,12 @@
 //   w      [KH, KW, CHANNELS, FILTERS]
 //   dx     [N, H, W, CHANNELS]            every element written exactly once
 //
-// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was and ReLU let it through, 0
-// elsewhere, and found so while it is staged. A matrix product that never stores its left factor: rows are the N·H·W input pixels,
-// K runs over KH·KW·FILTERS, columns are the CHANNELS. Each input pixel gathers from the output pixels that saw it, so nothing is
-// added to twice. One workgroup computes a TILE_M×TILE_N tile, one invocation a 4×4 block of it. Per step of 16 along K the
-// workgroup stages 16×TILE_M of g and 16×TILE_N of w; taps that fall between two strides and what lies past an edge are zero.
+// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was and ReLU let it through,
+// 0 elsewhere, and found so while it is staged. A matrix product that never stores its left factor: rows are the N·H·W input
+// pixels, K runs over KH·KW·FILTERS, columns are the CHANNELS. Each input pixel gathers from the output pixels that saw it, so
+// nothing is added to twice. One workgroup computes a TILE_M×TILE_N tile, one invocation a BLOCK_M×BLOCK_N block of it. Per
+// step along K the workgroup stages STEP×TILE_M of g and STEP×TILE_N of w; taps that fall between two strides and what lies
+// past an edge are zero.
 //
 // Dispatch: ceil(N·H·W / TILE_M) · ceil(CHANNELS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2dReluPoolInputGrad::reference` in src/ops/conv2d/relu_pool.rs.
@@ -35,14 +36,13 @@ override PAD_H: u32;    // rows of padding above
 override PAD_W: u32;    // columns of padding on the left
 override CHANNELS: u32; // of x
 override FILTERS: u32;  // channels of y
-override TILE_N: u32;   // 64 or 32
+override TILE_M: u32;   // rows of a workgroup's tile
+override TILE_N: u32;   // and its columns
+override STEP: u32;     // elements of K staged at a time
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
+override BLOCK_N: u32;  // and its columns, 4 or 8
+override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 
-const AREA = 4096u;   // elements of a tile of dx
-const MAX_TILE_M = 128u;
-const MAX_TILE_N = 64u;
-const STEP = 16u;     // elements of K staged at a time
-const BLOCK = 4u;     // edge of an invocation's block of dx
-const LANES = 256u;
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
 @group(0) @binding(0) var<storage, read> dy: array<DY>;
@@ -55,42 +55,42 @@ struct Call {
 }
 var<immediate> call: Call;
 
-var<workgroup> g_tile: array<f32, (MAX_TILE_M + 1u) * STEP>; // [k][row]; the odd pitch spreads a column over the banks
-var<workgroup> w_tile: array<f32, (MAX_TILE_N + 1u) * STEP>;  // [k][column], likewise
-var<workgroup> row_h: array<i32, MAX_TILE_M>;                 // each row's pixel, counted from the corner of the padding
-var<workgroup> row_w: array<i32, MAX_TILE_M>;
-var<workgroup> row_image: array<u32, MAX_TILE_M>;             // first pixel of y of its image
+var<workgroup> g_tile: array<f32, (TILE_M + 1u) * STEP>; // [k][row]; the odd pitch spreads a column over the banks
+var<workgroup> w_tile: array<f32, (TILE_N + 1u) * STEP>;  // [k][column], likewise
+var<workgroup> row_h: array<i32, TILE_M>;                 // each row's pixel, counted from the corner of the padding
+var<workgroup> row_w: array<i32, TILE_M>;
+var<workgroup> row_image: array<u32, TILE_M>;             // first pixel of y of its image
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let tile_m = AREA / TILE_N;
-    let pitch = tile_m + 1u;
+    let pitch = TILE_M + 1u;
     let pitch_n = TILE_N + 1u;
     let rows = call.batch * H * W;
     let depth = KH * KW * FILTERS;
     let tiles_n = (CHANNELS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
-    let row0 = tile / tiles_n * tile_m;
+    let row0 = tile / tiles_n * TILE_M;
     let column0 = tile % tiles_n * TILE_N;
-    let block_row = lane / (TILE_N / BLOCK) * BLOCK;
-    let block_column = lane % (TILE_N / BLOCK) * BLOCK;
+    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
+    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
 
-    if lane < tile_m {
-        let row = row0 + lane;
-        row_h[lane] = select(OUTSIDE, i32(row / W % H + PAD_H), row < rows);
-        row_w[lane] = i32(row % W + PAD_W);
-        row_image[lane] = row / (H * W) * (PH * PW);
+    for (var i = lane; i < TILE_M; i += LANES) {
+        let row = row0 + i;
+        row_h[i] = select(OUTSIDE, i32(row / W % H + PAD_H), row < rows);
+        row_w[i] = i32(row % W + PAD_W);
+        row_image[i] = row / (H * W) * (PH * PW);
     }
     workgroupBarrier();
 
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
+    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    var s00 = mat4x4<f32>();
+    var s01 = mat4x4<f32>();
+    var s10 = mat4x4<f32>();
+    var s11 = mat4x4<f32>();
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
         // Neighbouring invocations take neighbouring channels of dy and of w; one stays at one k of every step.
         let step = lane % STEP;
@@ -99,7 +99,7 @@ fn main(
         let tap_h = i32(tap / KW * DILATION_H);
         let tap_w = i32(tap % KW * DILATION_W);
         let channel = k % FILTERS;
-        for (var row = lane / STEP; row < tile_m; row += LANES / STEP) {
+        for (var row = lane / STEP; row < TILE_M; row += LANES / STEP) {
             // Negative where the tap lies before the first window: then huge when unsigned, and past PH even when divided,
             // unless the stride is huge too; so it is tested.
             let h = row_h[row] - tap_h;
@@ -123,27 +123,50 @@ fn main(
         for (var s = 0u; s < STEP; s += 1u) {
             let i = s * pitch + block_row;
             let j = s * pitch_n + block_column;
-            let right = vec4(w_tile[j], w_tile[j + 1u], w_tile[j + 2u], w_tile[j + 3u]);
-            sum0 += g_tile[i] * right;
-            sum1 += g_tile[i + 1u] * right;
-            sum2 += g_tile[i + 2u] * right;
-            sum3 += g_tile[i + 3u] * right;
+            let rows0 = g_quad(i);
+            let columns0 = w_quad(j);
+            s00 += outer(rows0, columns0);
+            var columns1 = vec4<f32>();
+            if BLOCK_N == 8u {
+                columns1 = w_quad(j + 4u);
+                s01 += outer(rows0, columns1);
+            }
+            if BLOCK_M == 8u {
+                let rows1 = g_quad(i + 4u);
+                s10 += outer(rows1, columns0);
+                if BLOCK_N == 8u {
+                    s11 += outer(rows1, columns1);
+                }
+            }
         }
         workgroupBarrier();
     }
     let row = row0 + block_row;
     let column = column0 + block_column;
-    store(row, rows, column, sum0);
-    store(row + 1u, rows, column, sum1);
-    store(row + 2u, rows, column, sum2);
-    store(row + 3u, rows, column, sum3);
+    store(row, rows, column, s00);
+    if BLOCK_N == 8u {
+        store(row, rows, column + 4u, s01);
+    }
+    if BLOCK_M == 8u {
+        store(row + 4u, rows, column, s10);
+        if BLOCK_N == 8u {
+            store(row + 4u, rows, column + 4u, s11);
+        }
+    }
 }
 
-fn store(row: u32, rows: u32, column: u32, values: vec4<f32>) {
+fn store(row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
+    store_row(row, rows, column, s[0]);
+    store_row(row + 1u, rows, column, s[1]);
+    store_row(row + 2u, rows, column, s[2]);
+    store_row(row + 3u, rows, column, s[3]);
+}
+
+fn store_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
     if row >= rows {
         return;
     }
-    for (var i = 0u; i < BLOCK && column + i < CHANNELS; i += 1u) {
+    for (var i = 0u; i < 4u && column + i < CHANNELS; i += 1u) {
         dx[row * CHANNELS + column + i] = DX(values[i]);
     }
 }
@@ -152,4 +175,17 @@ fn store(row: u32, rows: u32, column: u32, values: vec4<f32>) {
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
     return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+}
+
+fn g_quad(i: u32) -> vec4<f32> {
+    return vec4(g_tile[i], g_tile[i + 1u], g_tile[i + 2u], g_tile[i + 3u]);
+}
+
+fn w_quad(i: u32) -> vec4<f32> {
+    return vec4(w_tile[i], w_tile[i + 1u], w_tile[i + 2u], w_tile[i + 3u]);
+}
+
+// Each row times each column; a column of the matrix is a row.
+fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4(columns * rows.x, columns * rows.y, columns * rows.z, columns * rows.w);
 }

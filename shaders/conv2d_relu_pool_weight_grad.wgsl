@@ -8,12 +8,12 @@
 //   dw     [SLICES, KH, KW, CHANNELS, FILTERS]   every element written exactly once
 //   db     [SLICES, FILTERS]                     likewise
 //
-// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was and ReLU let it through, 0
-// elsewhere, and found so while it is staged. The N·PH·PW pixels of y are cut into SLICES equal runs; another kernel adds the
-// slices. Each is a matrix product that never stores its left factor: rows are KH·KW·CHANNELS in the order of w, K runs over the
-// four places of the slice's pixels, columns are the FILTERS. One workgroup computes a TILE_M×TILE_N tile of a slice, one invocation
-// a 4×4 block of it. Per step of 16 along K the workgroup stages 16×TILE_M of x and 16×TILE_N of g; padding and what lies past an
-// edge is staged as zero. The workgroups of a slice's first rows add up db too.
+// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was and ReLU let it through,
+// 0 elsewhere, and found so while it is staged. The N·PH·PW pixels of y are cut into SLICES equal runs; another kernel adds
+// the slices. Each is a matrix product that never stores its left factor: rows are KH·KW·CHANNELS in the order of w, K runs
+// over the four places of the slice's pixels, columns are the FILTERS. One workgroup computes a TILE_M×TILE_N tile of a slice,
+// one invocation a BLOCK_M×BLOCK_N block of it. Per step along K the workgroup stages STEP×TILE_M of x and STEP×TILE_N of g;
+// padding and what lies past an edge is staged as zero. The workgroups of a slice's first rows add up db too.
 //
 // Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, those of a slice together.
 // CPU twin: `Conv2dReluPoolWeightGrad::reference` in src/ops/conv2d/relu_pool.rs.
@@ -38,14 +38,12 @@ override PAD_W: u32;    // columns of padding on the left
 override CHANNELS: u32; // of x
 override FILTERS: u32;  // channels of y
 override SLICES: u32;
-override TILE_N: u32;   // 64 or 32
-
-const AREA = 4096u;   // elements of a tile of dw
-const MAX_TILE_M = 128u;
-const MAX_TILE_N = 64u;
-const STEP = 16u;     // elements of K staged at a time
-const BLOCK = 4u;     // edge of an invocation's block of dw
-const LANES = 256u;
+override TILE_M: u32;   // rows of a workgroup's tile
+override TILE_N: u32;   // and its columns
+override STEP: u32;     // elements of K staged at a time
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
+override BLOCK_N: u32;  // and its columns, 4 or 8
+override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> dy: array<DY>;
@@ -58,28 +56,27 @@ struct Call {
 }
 var<immediate> call: Call;
 
-var<workgroup> x_tile: array<f32, MAX_TILE_M * STEP>;  // [k][row]
-var<workgroup> g_tile: array<f32, MAX_TILE_N * STEP>; // [k][column]
+var<workgroup> x_tile: array<f32, TILE_M * STEP>;  // [k][row]
+var<workgroup> g_tile: array<f32, TILE_N * STEP>; // [k][column]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let tile_m = AREA / TILE_N;
     let rows = KH * KW * CHANNELS;
-    let tiles_m = (rows + tile_m - 1u) / tile_m;
+    let tiles_m = (rows + TILE_M - 1u) / TILE_M;
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
     let slice = tile / (tiles_m * tiles_n);
     if slice >= SLICES {
         return;
     }
-    let row0 = tile / tiles_n % tiles_m * tile_m;
+    let row0 = tile / tiles_n % tiles_m * TILE_M;
     let column0 = tile % tiles_n * TILE_N;
-    let block_row = lane / (TILE_N / BLOCK) * BLOCK;
-    let block_column = lane % (TILE_N / BLOCK) * BLOCK;
+    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
+    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
 
     let pixels = call.batch * PH * PW;
     let run = (pixels + SLICES - 1u) / SLICES;
@@ -87,20 +84,21 @@ fn main(
     let end = min(first + run * 4u, pixels * 4u);
 
     // An invocation stays at one row of x_tile, so at one tap and channel; its neighbours are at the neighbouring channels.
-    let row = row0 + lane % tile_m;
+    let row = row0 + lane % TILE_M;
     let tap = row / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
     let tap_w = i32(tap % KW * DILATION_W) - i32(PAD_W);
     let channel = row % CHANNELS;
 
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
+    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    var s00 = mat4x4<f32>();
+    var s01 = mat4x4<f32>();
+    var s10 = mat4x4<f32>();
+    var s11 = mat4x4<f32>();
     var bias = 0.0;
     for (var k0 = first; k0 < end; k0 += STEP) {
-        for (var i = lane; i < tile_m * STEP; i += LANES) {
-            let k = k0 + i / tile_m;
+        for (var i = lane; i < TILE_M * STEP; i += LANES) {
+            let k = k0 + i / TILE_M;
             // A negative place is a huge one when unsigned.
             let pixel = k / 4u;
             let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
@@ -122,13 +120,23 @@ fn main(
         }
         workgroupBarrier();
         for (var s = 0u; s < STEP; s += 1u) {
-            let i = s * tile_m + block_row;
+            let i = s * TILE_M + block_row;
             let j = s * TILE_N + block_column;
-            let right = vec4(g_tile[j], g_tile[j + 1u], g_tile[j + 2u], g_tile[j + 3u]);
-            sum0 += x_tile[i] * right;
-            sum1 += x_tile[i + 1u] * right;
-            sum2 += x_tile[i + 2u] * right;
-            sum3 += x_tile[i + 3u] * right;
+            let rows0 = x_quad(i);
+            let columns0 = g_quad(j);
+            s00 += outer(rows0, columns0);
+            var columns1 = vec4<f32>();
+            if BLOCK_N == 8u {
+                columns1 = g_quad(j + 4u);
+                s01 += outer(rows0, columns1);
+            }
+            if BLOCK_M == 8u {
+                let rows1 = x_quad(i + 4u);
+                s10 += outer(rows1, columns0);
+                if BLOCK_N == 8u {
+                    s11 += outer(rows1, columns1);
+                }
+            }
         }
         if row0 == 0u && lane < TILE_N {
             for (var s = 0u; s < STEP; s += 1u) {
@@ -140,18 +148,32 @@ fn main(
     if row0 == 0u && lane < TILE_N && column0 + lane < FILTERS {
         db[slice * FILTERS + column0 + lane] = bias;
     }
+    let first_row = row0 + block_row;
     let column = column0 + block_column;
-    store(slice, row0 + block_row, rows, column, sum0);
-    store(slice, row0 + block_row + 1u, rows, column, sum1);
-    store(slice, row0 + block_row + 2u, rows, column, sum2);
-    store(slice, row0 + block_row + 3u, rows, column, sum3);
+    store(slice, first_row, rows, column, s00);
+    if BLOCK_N == 8u {
+        store(slice, first_row, rows, column + 4u, s01);
+    }
+    if BLOCK_M == 8u {
+        store(slice, first_row + 4u, rows, column, s10);
+        if BLOCK_N == 8u {
+            store(slice, first_row + 4u, rows, column + 4u, s11);
+        }
+    }
 }
 
-fn store(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
+fn store(slice: u32, row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
+    store_row(slice, row, rows, column, s[0]);
+    store_row(slice, row + 1u, rows, column, s[1]);
+    store_row(slice, row + 2u, rows, column, s[2]);
+    store_row(slice, row + 3u, rows, column, s[3]);
+}
+
+fn store_row(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
     if row >= rows {
         return;
     }
-    for (var i = 0u; i < BLOCK && column + i < FILTERS; i += 1u) {
+    for (var i = 0u; i < 4u && column + i < FILTERS; i += 1u) {
         dw[(slice * rows + row) * FILTERS + column + i] = values[i];
     }
 }
@@ -160,4 +182,17 @@ fn store(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
     return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+}
+
+fn x_quad(i: u32) -> vec4<f32> {
+    return vec4(x_tile[i], x_tile[i + 1u], x_tile[i + 2u], x_tile[i + 3u]);
+}
+
+fn g_quad(i: u32) -> vec4<f32> {
+    return vec4(g_tile[i], g_tile[i + 1u], g_tile[i + 2u], g_tile[i + 3u]);
+}
+
+// Each row times each column; a column of the matrix is a row.
+fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4(columns * rows.x, columns * rows.y, columns * rows.z, columns * rows.w);
 }

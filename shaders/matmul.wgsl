@@ -4,11 +4,11 @@
 //   b  [K, N], or [N, K] if TRANSPOSE_B   row-major
 //   c  [M, N]                             row-major, every element written exactly once
 //
-// One workgroup computes a 64×64 tile of C, one invocation a 4×4 block of it. Per step of 16 along K the workgroup stages
-// 16×64 of A and of B in shared memory (4 KiB each), K first. What lies past an edge is staged as zero, so the inner loop
-// needs no bounds test; only the final store does.
+// One workgroup computes a TILE_M×TILE_N tile of C, one invocation a BLOCK_M×BLOCK_N block of it. Per step along K the
+// workgroup stages STEP×TILE_M of A and STEP×TILE_N of B in shared memory, K first. What lies past an edge is staged as zero,
+// so the inner loop needs no bounds test; only the final store does.
 //
-// Dispatch: ceil(M / 64) · ceil(N / 64) workgroups, the tiles of a row of tiles side by side.
+// Dispatch: ceil(M / TILE_M) · ceil(N / TILE_N) workgroups, the tiles of a row of tiles side by side.
 // CPU twin: `Matmul::reference` in src/ops/matmul.rs.
 
 override M: u32; // 0: the batch
@@ -16,11 +16,12 @@ override N: u32;
 override K: u32; // 0: the batch
 override TRANSPOSE_A: bool = false;
 override TRANSPOSE_B: bool = false;
-
-const TILE = 64u;  // edge of a tile of C
-const STEP = 16u;  // elements of K staged at a time
-const BLOCK = 4u;  // edge of an invocation's block of C
-const LANES = 256u;
+override TILE_M: u32;   // rows of a workgroup's tile
+override TILE_N: u32;   // and its columns
+override STEP: u32;     // elements of K staged at a time
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
+override BLOCK_N: u32;  // and its columns, 4 or 8
+override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 
 @group(0) @binding(0) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> b: array<f32>;
@@ -30,8 +31,8 @@ struct Call {
 }
 var<immediate> call: Call;
 
-var<workgroup> a_tile: array<f32, TILE * STEP>; // [k][row]
-var<workgroup> b_tile: array<f32, TILE * STEP>; // [k][column]
+var<workgroup> a_tile: array<f32, TILE_M * STEP>; // [k][row]
+var<workgroup> b_tile: array<f32, TILE_N * STEP>; // [k][column]
 
 fn load_a(row: u32, k: u32, rows: u32, depth: u32) -> f32 {
     if row >= rows || k >= depth {
@@ -53,7 +54,7 @@ fn load_b(k: u32, column: u32, depth: u32) -> f32 {
     return b[k * N + column];
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -61,50 +62,89 @@ fn main(
 ) {
     let rows = select(M, call.batch, M == 0u);
     let depth = select(K, call.batch, K == 0u);
-    let tiles_n = (N + TILE - 1u) / TILE;
+    let tiles_n = (N + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
-    let row0 = tile / tiles_n * TILE;
-    let column0 = tile % tiles_n * TILE;
-    let block_row = lane / 16u * BLOCK;
-    let block_column = lane % 16u * BLOCK;
+    let row0 = tile / tiles_n * TILE_M;
+    let column0 = tile % tiles_n * TILE_N;
+    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
+    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
 
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
+    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    var s00 = mat4x4<f32>();
+    var s01 = mat4x4<f32>();
+    var s10 = mat4x4<f32>();
+    var s11 = mat4x4<f32>();
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
         // Neighbouring invocations take neighbouring addresses of the operand, whichever way it is stored.
-        for (var i = lane; i < TILE * STEP; i += LANES) {
-            let by_row = vec2(i / TILE, i % TILE);
-            let by_k = vec2(i % STEP, i / STEP);
-            let at_a = select(by_k, by_row, TRANSPOSE_A);
-            a_tile[at_a.x * TILE + at_a.y] = load_a(row0 + at_a.y, k0 + at_a.x, rows, depth);
-            let at_b = select(by_row, by_k, TRANSPOSE_B);
-            b_tile[at_b.x * TILE + at_b.y] = load_b(k0 + at_b.x, column0 + at_b.y, depth);
+        for (var i = lane; i < TILE_M * STEP; i += LANES) {
+            let at = select(vec2(i % STEP, i / STEP), vec2(i / TILE_M, i % TILE_M), TRANSPOSE_A); // k, row
+            a_tile[at.x * TILE_M + at.y] = load_a(row0 + at.y, k0 + at.x, rows, depth);
+        }
+        for (var i = lane; i < TILE_N * STEP; i += LANES) {
+            let at = select(vec2(i / TILE_N, i % TILE_N), vec2(i % STEP, i / STEP), TRANSPOSE_B); // k, column
+            b_tile[at.x * TILE_N + at.y] = load_b(k0 + at.x, column0 + at.y, depth);
         }
         workgroupBarrier();
         for (var k = 0u; k < STEP; k += 1u) {
-            let i = k * TILE + block_row;
-            let j = k * TILE + block_column;
-            let right = vec4(b_tile[j], b_tile[j + 1u], b_tile[j + 2u], b_tile[j + 3u]);
-            sum0 += a_tile[i] * right;
-            sum1 += a_tile[i + 1u] * right;
-            sum2 += a_tile[i + 2u] * right;
-            sum3 += a_tile[i + 3u] * right;
+            let i = k * TILE_M + block_row;
+            let j = k * TILE_N + block_column;
+            let rows0 = a_quad(i);
+            let columns0 = b_quad(j);
+            s00 += outer(rows0, columns0);
+            var columns1 = vec4<f32>();
+            if BLOCK_N == 8u {
+                columns1 = b_quad(j + 4u);
+                s01 += outer(rows0, columns1);
+            }
+            if BLOCK_M == 8u {
+                let rows1 = a_quad(i + 4u);
+                s10 += outer(rows1, columns0);
+                if BLOCK_N == 8u {
+                    s11 += outer(rows1, columns1);
+                }
+            }
         }
         workgroupBarrier();
     }
-    store(row0 + block_row, column0 + block_column, rows, sum0);
-    store(row0 + block_row + 1u, column0 + block_column, rows, sum1);
-    store(row0 + block_row + 2u, column0 + block_column, rows, sum2);
-    store(row0 + block_row + 3u, column0 + block_column, rows, sum3);
+    let row = row0 + block_row;
+    let column = column0 + block_column;
+    store(row, column, rows, s00);
+    if BLOCK_N == 8u {
+        store(row, column + 4u, rows, s01);
+    }
+    if BLOCK_M == 8u {
+        store(row + 4u, column, rows, s10);
+        if BLOCK_N == 8u {
+            store(row + 4u, column + 4u, rows, s11);
+        }
+    }
 }
 
-fn store(row: u32, column: u32, rows: u32, values: vec4<f32>) {
+fn store(row: u32, column: u32, rows: u32, s: mat4x4<f32>) {
+    store_row(row, column, rows, s[0]);
+    store_row(row + 1u, column, rows, s[1]);
+    store_row(row + 2u, column, rows, s[2]);
+    store_row(row + 3u, column, rows, s[3]);
+}
+
+fn store_row(row: u32, column: u32, rows: u32, values: vec4<f32>) {
     if row >= rows {
         return;
     }
-    for (var i = 0u; i < BLOCK && column + i < N; i += 1u) {
+    for (var i = 0u; i < 4u && column + i < N; i += 1u) {
         c[row * N + column + i] = values[i];
     }
+}
+
+fn a_quad(i: u32) -> vec4<f32> {
+    return vec4(a_tile[i], a_tile[i + 1u], a_tile[i + 2u], a_tile[i + 3u]);
+}
+
+fn b_quad(i: u32) -> vec4<f32> {
+    return vec4(b_tile[i], b_tile[i + 1u], b_tile[i + 2u], b_tile[i + 3u]);
+}
+
+// Each row times each column; a column of the matrix is a row.
+fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4(columns * rows.x, columns * rows.y, columns * rows.z, columns * rows.w);
 }

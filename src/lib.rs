@@ -22,7 +22,7 @@
 //!
 //! 1. **Nothing is decided while running.** A graph becomes a plan once: kernels chosen, pipelines made, memory placed, bytes
 //!    known. A training step replays the plan: no allocation, no compilation, no upload, no read-back.
-//! 2. **Same seed, same bits.** On one device, driver and plan, two runs end in identical weights, and so do an interrupted
+//! 2. **Same seed, same bits.** On one device and driver, with one plan and the same kernels picked for it, two runs end in identical weights, and so do an interrupted
 //!    and resumed run and an uninterrupted one. No float atomics, one fixed order for every sum, random numbers by counter.
 //! 3. **Every kernel has a twin that can be believed.** Beside its WGSL and its CPU kernel each operator carries a plain
 //!    reference in f64, and the references are held by finite differences and by numbers computed elsewhere.
@@ -46,7 +46,7 @@
 //! | `kernels`, `shaders/` | the kernels themselves, on the CPU and in WGSL |
 //! | [`autodiff`] | gradients, as nodes appended to the graph |
 //! | [`mod@plan`] | order, kernels, memory: data that can be printed, checked and run |
-//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test; profiles |
+//! | [`exec`] | running a plan: on the GPU, on the CPU, by the references; the self-test; the tuner; profiles |
 //! | [`nn`], [`models`] | layers and their initial values; networks that come with the crate |
 //! | [`data`], [`mod@train`], [`predict`], [`files`] | images, the training loop, prediction, what is on disk |
 //! | [`mod@bench`] | what is measured of all that |
@@ -61,9 +61,13 @@
 //! - Two live tensors never share a slot, and no step reads and writes one slot except through [`ops::Rules::updates`]
 //!   ([`plan::Plan::verify`]).
 //! - A planned reference run equals an unplanned one bit for bit; CPU and GPU agree with it within stated tolerances.
-//! - Every step has a portable kernel; it may have variants for adapters of another nature ([`ops::Style`]). One place in an
-//!   executor picks ([`exec::Executor::pick`]), the self-test judges what it picked, and the tests run all of them everywhere.
-//! - Every file in `shaders/` is valid WGSL as it stands, and naga translates it to SPIR-V, MSL and HLSL.
+//! - Every step has a portable kernel; it may have variants, for adapters of another nature ([`ops::Style`]) or of other tiles. One place
+//!   in an executor picks ([`exec::Executor::pick`]), by a table that [`exec::tune`] may have filled; it picks when a plan is loaded, for
+//!   good. The self-test judges what is picked, a checkpoint holds it, and the tests run all of them everywhere.
+//! - Caches are no inputs: what they hold is checked, and what they lack or spoil is found out again. Without being asked for none is
+//!   written. They use [`files`]' atomic writes, the one thing in which `exec` looks to the right.
+//! - Every file in `shaders/` is valid WGSL as it stands, and naga translates it to SPIR-V, MSL and HLSL. A kernel that loads or stores
+//!   f16 is such a file with `f16` in its aliases (`ops/stored.rs`); it sums in f32 all the same.
 //! - Bindings follow the operands: inputs from 0, the outputs last, group 0 only, at most 8; no struct is mirrored between Rust
 //!   and WGSL. What the plan fixes is an `override`; the batch is the one `var<immediate>`.
 //! - A user's mistake, a bad file and a failing machine are an [`Error`] with the numbers that disagree; a panic is a broken

@@ -182,7 +182,19 @@ fn plan_lists_every_dispatch_with_its_memory() {
         }
         assert_eq!(plan["slot_bytes"].as_u64().unwrap(), slots.iter().map(|slot| slot["bytes"].as_u64().unwrap()).sum::<u64>());
     }
+    let conv = &answer["training"]["steps"][2];
+    assert!(conv["kernel"] == "conv2d_relu_pool" && conv["picked"].is_null(), "{conv}");
+    let tiles = conv["variants"].as_array().unwrap();
+    assert!(tiles.len() >= 4 && tiles.iter().all(|tile| tile["name"].as_str().unwrap().starts_with("conv2d_relu_pool/")), "{conv}");
+    // Of a device, with the kernels that it picks and no others.
+    let of_device = place.json("plan --batch-size 8 --device cpu --json");
+    assert_eq!(of_device["training"]["steps"][2]["picked"], "conv2d_relu_pool");
+    let listed = place.ok("plan --batch-size 8 --device cpu").out;
+    assert!(listed.contains(" conv2d_relu_pool ") && !listed.contains(" or portable"), "{listed}");
+    place.fails(2, "plan --tune sometimes", &["--tune"]);
+    place.fails(2, "train --tune sometimes", &["sometimes", "--tune"]);
     let text = place.ok("plan --batch-size 8").out;
+    assert!(text.contains("or portable") && text.contains("more of other tiles"), "{text}");
     let dispatches = text.lines().filter(|line| line.contains(" -> ") && !line.contains("operands -> result")).count();
     let steps = ["training", "evaluation", "inference"].map(|name| answer[name]["steps"].as_array().unwrap().len());
     assert_eq!(dispatches, steps.iter().sum::<usize>(), "{text}");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{check_op, shared_gpus};
+use common::{check_op, keeps, shared_gpus};
 use shadernet::exec::Executor;
 use shadernet::exec::gpu::GpuExecutor;
 use shadernet::graph::{Graph, Init};
@@ -37,10 +37,14 @@ fn every_option(stride: [usize; 2]) {
         for dilation in [[1, 1], [2, 1]] {
             for (groups, channels, filters) in [(1, 3, 5), (2, 4, 6), (3, 3, 3)] {
                 for kernel in [[1, 1], [3, 3], [2, 3]] {
-                    let conv = Conv2d { stride, padding, dilation, groups };
-                    let found = check(conv, [7, 6, channels], kernel, filters, [3, 1, 0, 2][n % 4]);
-                    worst = [0, 1, 2].map(|i| worst[i].max(found[i]));
                     n += 1;
+                    if !keeps(n) {
+                        continue;
+                    }
+                    let conv = Conv2d { stride, padding, dilation, groups };
+                    // Batches go in threes, so that a thinned grid has all of them.
+                    let found = check(conv, [7, 6, channels], kernel, filters, [3, 1, 0, 2][n / 3 % 4]);
+                    worst = [0, 1, 2].map(|i| worst[i].max(found[i]));
                 }
             }
         }
@@ -107,8 +111,9 @@ fn executors_pick_the_kernel_of_their_style_and_plans_show_all() {
     let w = graph.param("w", Shape::fixed(&[3, 3, 4, 8]), Init::Fill(0.5));
     let y = graph.conv2d(x, w, Conv2d::default()).unwrap();
     let plan = Plan::new(&graph, &[y], 2).unwrap();
-    let lines: Vec<String> = plan.to_string().lines().take(3).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let lines: Vec<String> = plan.to_string().lines().take(4).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert!(lines[1].starts_with("0 conv2d 1 [N, 8, 8, 4]") && lines[2] == "or registers conv2d_registers 1", "{lines:?}");
+    assert!(lines[3].starts_with("or portable conv2d/") && lines[3].ends_with("more of other tiles"), "{lines:?}");
     for gpu in shared_gpus() {
         for (style, kernel) in [(Style::Portable, "conv2d"), (Style::Registers, "conv2d_registers")] {
             let exec = GpuExecutor::new(gpu.clone().with_style(style));

@@ -7,6 +7,8 @@ mod dense;
 mod mixed;
 #[path = "mutations/registers.rs"]
 mod registers;
+#[path = "mutations/tiles.rs"]
+mod tiles;
 #[path = "mutations/training.rs"]
 mod training;
 
@@ -117,7 +119,7 @@ fn products() -> Vec<Target> {
             &[
                 ["a as if not transposed", "a[k * rows + row]", "a[row * depth + k]"],
                 ["b as if not transposed", "b[column * depth + k]", "b[k * N + column]"],
-                ["only the last step along K", "sum2 += a_tile", "sum2 = a_tile"],
+                ["only the last step along K", "s00 += outer", "s00 = outer"],
             ],
         ),
         target(example(Matmul::default(), &[batched(&[33]), fixed(&[33, 10])], 67), &[LAST_STEP, ROW_TOO_MANY]),
@@ -303,13 +305,13 @@ fn races() -> Vec<Target> {
     let x = batched(&[300]);
     let matmul = [
         ["no barrier after staging", "workgroupBarrier();\n        for (var k", "for (var k"],
-        ["no barrier before the next staging", "workgroupBarrier();\n    }\n    store", "}\n    store"],
+        ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"],
     ];
     let products = [
         ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"],
         ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"],
     ];
-    let sized = ["no barrier after the rows' windows", "workgroupBarrier();\n\n    var sum0", "var sum0"];
+    let sized = ["no barrier after the rows' windows", "workgroupBarrier();\n\n    // The block", "// The block"];
     let tree = "workgroupBarrier();\n        if lane";
     let told =
         ["no barrier after the maximum is told", "SHARERS];\n    workgroupBarrier();\n    return most", "SHARERS];\n    return most"];
@@ -339,9 +341,22 @@ fn races() -> Vec<Target> {
 }
 
 fn mutations() -> Vec<Target> {
-    let here = [elementwise(), reductions(), products(), relu_pools(), pools(), rows()];
-    let there = [dense::targets(), mixed::targets(), training::targets(), registers::targets()];
-    here.into_iter().chain(there).flatten().collect()
+    [
+        elementwise(),
+        reductions(),
+        products(),
+        dense::targets(),
+        mixed::targets(),
+        relu_pools(),
+        pools(),
+        rows(),
+        training::targets(),
+        registers::targets(),
+        tiles::targets(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 impl Target {

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::check_op;
+use std::collections::BTreeSet;
+
+use common::examples::examples;
+use common::{check_every_kernel, check_op, shared_gpus};
 use shadernet::ops::activation::Function;
 use shadernet::ops::reduce::Axes;
 use shadernet::ops::*;
@@ -79,4 +82,38 @@ fn sum_and_broadcast_agree_with_reference_over_every_set_of_axes() {
     check_op(Sum { axes: Axes::new(&[0, 1]) }, &[batched(&[5, 260])], 27).unwrap();
     check_op(Sum { axes: Axes::new(&[0]) }, &[fixed(&[3, 20, 20])], 1).unwrap();
     check_op(Sum { axes: Axes::new(&[0, 2, 4]) }, &[fixed(&[3, 4, 5, 6, 7])], 1).unwrap();
+}
+
+/// Checks all kernels of the examples of these operators. A test for each, so that drivers that compile slowly compile side by side.
+fn every_kernel_of(operators: &[&str]) {
+    if shared_gpus().is_empty() {
+        return;
+    }
+    let mut names = BTreeSet::new();
+    for example in examples().into_iter().filter(|example| operators.contains(&example.op.rules().name())) {
+        let found = check_every_kernel(example.op.clone(), &example.types, example.batch);
+        names.extend(found.unwrap_or_else(|e| panic!("{:?}: {e}", example.op)));
+    }
+    let tiled = names.iter().filter(|name| name.contains('/')).count();
+    assert!(tiled >= 6 * operators.len(), "too few tiles of {operators:?}: {names:?}");
+}
+
+#[test]
+fn every_kernel_of_matmul_agrees_with_reference() {
+    every_kernel_of(&["matmul"]);
+}
+
+#[test]
+fn every_kernel_of_convolution_agrees_with_reference() {
+    every_kernel_of(&["conv2d", "conv2d_relu_pool"]);
+}
+
+#[test]
+fn every_kernel_of_input_gradients_agrees_with_reference() {
+    every_kernel_of(&["conv2d_input_grad", "conv2d_relu_pool_input_grad"]);
+}
+
+#[test]
+fn every_kernel_of_weight_gradients_agrees_with_reference() {
+    every_kernel_of(&["conv2d_weight_grad", "conv2d_relu_pool_weight_grad"]);
 }

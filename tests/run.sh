@@ -5,7 +5,7 @@
 #   SHADERNET_TESTS=cpu tests/run.sh  without any GPU, the software ones included
 #
 # The whole suite runs once on the first adapter there is. What touches a GPU then runs again on Mesa's software adapter with
-# subgroups of 4 and of 16 in place of 8, and on SwiftShader, another driver with another compiler. On Debian and Ubuntu, as
+# subgroups of 4 and of 16 in place of 8, and on SwiftShader, another driver with another compiler (the largest grids thinned). On Debian and Ubuntu, as
 # root, what is missing is installed with apt. Nothing else is written outside the target folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -88,7 +88,7 @@ done
 if grep -qi llvmpipe <<<"$found"; then
     for width in 128 512; do
         pass "Mesa software adapter, subgroups of $((width / 32))" \
-            env SHADERNET_TEST_ADAPTER=llvmpipe LP_NATIVE_VECTOR_WIDTH=$width MESA_SHADER_CACHE_DIR="$work/mesa-$width" \
+            env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=llvmpipe LP_NATIVE_VECTOR_WIDTH=$width MESA_SHADER_CACHE_DIR="$work/mesa-$width" \
             cargo test --no-fail-fast "${gpu_tests[@]}"
     done
 else
@@ -112,7 +112,7 @@ swiftshader() {
 
 if swiftshader >"$work/swiftshader.log" 2>&1; then
     # The loader took its drivers from the first variable until 1.3.207, and takes them from the second since.
-    pass 'SwiftShader' env SHADERNET_TEST_ADAPTER=swiftshader VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
+    pass 'SwiftShader' env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=swiftshader VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
         cargo test --no-fail-fast "${gpu_tests[@]}"
 else
     skip 'SwiftShader' "no chromium-common package to take it from (see $work/swiftshader.log)"

@@ -47,6 +47,11 @@ fn constants(module: &Module) -> HashMap<String, u32> {
     module.constants.iter().filter_map(|(_, constant)| Some((constant.name.clone()?, number(constant.init)?))).collect()
 }
 
+/// Whether the module has an `override` of this name.
+fn overridden(module: &Module, name: &str) -> bool {
+    module.overrides.iter().any(|(_, constant)| constant.name.as_deref() == Some(name))
+}
+
 /// Names and types of a structure's members; nothing for other types.
 fn members(module: &Module, ty: naga::Handle<naga::Type>) -> Vec<(String, TypeInner)> {
     let TypeInner::Struct { members, .. } = &module.types[ty].inner else { return Vec::new() };
@@ -64,12 +69,15 @@ fn every_shader_is_valid_and_has_the_form_of_the_house() {
 
         let [entry] = &module.entry_points[..] else { panic!("{stem}.wgsl: one entry point") };
         assert_eq!((entry.name.as_str(), entry.stage), ("main", ShaderStage::Compute), "{stem}.wgsl");
-        assert!(entry.workgroup_size_overrides.is_none(), "{stem}.wgsl: the size of a workgroup is written in the file");
-        let invocations: u32 = entry.workgroup_size.iter().product();
-        assert!(invocations <= 256, "{stem}.wgsl: {invocations} invocations");
-        assert!(entry.workgroup_size.iter().all(|&extent| extent <= 256), "{stem}.wgsl");
-        if let Some(lanes) = constants(&module).get("LANES") {
-            assert_eq!(*lanes, invocations, "{stem}.wgsl: LANES and the size of the workgroup");
+        if entry.workgroup_size_overrides.is_some() {
+            assert!(source.contains("@workgroup_size(LANES)"), "{stem}.wgsl: the size of a workgroup is written in the file, or is LANES");
+            let tiled = ["TILE_M", "TILE_N", "BLOCK_M", "BLOCK_N"].iter().all(|name| overridden(&module, name));
+            assert!(tiled, "{stem}.wgsl: the size of a workgroup follows from its tile");
+        } else {
+            let invocations: u32 = entry.workgroup_size.iter().product();
+            assert!(invocations <= 256, "{stem}.wgsl: {invocations} invocations");
+            let lanes = constants(&module).get("LANES").copied().unwrap_or(invocations);
+            assert_eq!(lanes, invocations, "{stem}.wgsl: LANES and the size of the workgroup");
         }
 
         let mut bindings = Vec::new();
@@ -125,12 +133,13 @@ fn launches_set_every_override_of_their_file_and_no_other() {
         let set: BTreeSet<&str> = launch.constants.iter().map(|(constant, _)| *constant).collect();
         assert_eq!(set.len(), launch.constants.len(), "{name}: a constant is set twice");
         for (_, constant) in module.overrides.iter() {
-            let (given, default) = (set.contains(constant.name.as_deref().unwrap()), constant.init.is_some());
+            // An expression, as in the size of an array, is an override without a name.
+            let given = constant.name.as_deref().is_none_or(|name| set.contains(name));
+            let default = constant.init.is_some();
             assert!(given || default, "{name}: the launch does not set {:?}, which has no default", constant.name);
         }
         for constant in set {
-            let known = module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(constant));
-            assert!(known, "{name}: the launch sets {constant}, which the file does not have");
+            assert!(overridden(&module, constant), "{name}: the launch sets {constant}, which the file does not have");
         }
     }
 }
@@ -165,6 +174,15 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
         let values = launch.constants.iter().map(|&(constant, value)| (constant.to_owned(), value)).collect();
         let (module, info) = process_overrides(&module, &info, Some((ShaderStage::Compute, "main")), &values)
             .unwrap_or_else(|e| panic!("{name}: {e} with {:?}", launch.constants));
+
+        let invocations: u32 = module.entry_points[0].workgroup_size.iter().product();
+        assert!((1..=256).contains(&invocations), "{name}: {invocations} invocations with {:?}", launch.constants);
+        let set: HashMap<&str, u32> = launch.constants.iter().map(|&(constant, value)| (constant, value as u32)).collect();
+        if let Some(rows) = set.get("TILE_M") {
+            let blocks = rows / set["BLOCK_M"] * (set["TILE_N"] / set["BLOCK_N"]);
+            assert_eq!(blocks, invocations, "{name}: blocks of a tile and invocations");
+            assert!(rows.is_multiple_of(set["BLOCK_M"]) && set["TILE_N"].is_multiple_of(set["BLOCK_N"]), "{name}: {set:?}");
+        }
 
         let mut workgroup_bytes = 0;
         for (_, variable) in module.global_variables.iter().filter(|(_, variable)| variable.space == AddressSpace::WorkGroup) {
@@ -202,7 +220,6 @@ fn tiles_of_launches_are_those_of_their_kernels() {
         let set: HashMap<&str, u32> = launch.constants.iter().map(|&(constant, value)| (constant, value as u32)).collect();
         let lanes = constants.get("LANES");
         let tile = match name.split("_f16_").next().unwrap_or(name) {
-            "matmul" => constants["TILE"],
             "sum" => set["OUTPUTS"],
             "adam" => lanes.unwrap() / set["SHARERS"],
             "dense" | "dense_grad" => constants["TILE"],
@@ -217,20 +234,16 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             | "tick"
             | "conv2d_weight_grad"
             | "conv2d_relu_pool_weight_grad" => 1,
-            "conv2d" | "conv2d_input_grad" | "conv2d_relu_pool" | "conv2d_relu_pool_input_grad" => constants["AREA"] / set["TILE_N"],
+            "matmul" | "conv2d" | "conv2d_input_grad" | "conv2d_relu_pool" | "conv2d_relu_pool_input_grad" => set["TILE_M"],
             "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
                 constants["TILE"] * lanes.unwrap()
             }
-            "overflow" => 16 * lanes.unwrap(), // 8 words of each invocation
+            "overflow" => 16 * lanes.unwrap(),              // 8 words of each invocation
             "adam_quads" | "sum_slices" => *lanes.unwrap(), // counted in quads
             _ if name.ends_with("_quads") => 4 * lanes.unwrap(),
             _ => *lanes.unwrap(),
         };
         assert_eq!(launch.workgroups.tile as u32, tile, "{name}");
-        if let Some(columns) = set.get("TILE_N") {
-            let largest = [constants["AREA"] / columns, *columns];
-            assert!(largest[0] <= constants["MAX_TILE_M"] && largest[1] <= constants["MAX_TILE_N"], "{name}: tile {largest:?}");
-        }
         if let (Some(tile), Some(block)) = (constants.get("TILE"), constants.get("BLOCK")) {
             let parts = constants.get("PARTS").unwrap_or(&1);
             assert_eq!((tile / block) * (tile / block) * parts, *lanes.unwrap(), "{name}: blocks of a tile and invocations");

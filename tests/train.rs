@@ -5,11 +5,12 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::executors;
+use common::{executors, shared_gpus};
 use shadernet::Error;
 use shadernet::data::{Dataset, sample};
 use shadernet::exec::Executor;
 use shadernet::exec::cpu::CpuExecutor;
+use shadernet::exec::gpu::GpuExecutor;
 use shadernet::models::cifar10_cnn;
 use shadernet::nn::{Layer, Model};
 use shadernet::ops::activation::Function;
@@ -221,12 +222,15 @@ fn batches_larger_than_the_data_and_of_one_image_train() {
 }
 
 #[test]
-fn epochs_allocate_nothing_on_the_device() {
-    for exec in executors() {
+fn memory_is_what_the_plan_says_and_epochs_allocate_no_more() {
+    let mut all: Vec<Box<dyn Executor>> = vec![Box::new(CpuExecutor::new(None).unwrap())];
+    all.extend(shared_gpus().iter().map(|gpu| Box::new(GpuExecutor::new(gpu.clone())) as Box<dyn Executor>));
+    for exec in all {
         let device = exec.device();
         let (train, test) = images(40);
-        let mut trainer = Trainer::new(exec.into_executor(), small(), &train, &test, TrainConfig { epochs: 4, ..config() }).unwrap();
-        let planned = trainer.session().allocated_bytes();
+        let mut trainer = Trainer::new(exec, small(), &train, &test, TrainConfig { epochs: 4, ..config() }).unwrap();
+        let planned = shadernet::bench::planned_bytes(trainer.session().plans());
+        assert_eq!(planned, trainer.session().allocated_bytes(), "{device}");
         trainer.fit(&mut go_on).unwrap();
         assert_eq!(planned, trainer.session().allocated_bytes(), "{device}");
     }

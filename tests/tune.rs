@@ -4,12 +4,12 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::shared_gpus;
 use shadernet::error::Result;
-use shadernet::exec::gpu::{Gpu, GpuExecutor};
+use shadernet::exec::gpu::{Checks, Gpu, GpuExecutor};
 use shadernet::exec::tune::{Tune, Tuning};
 use shadernet::exec::{Executor, read_f32, write_f32};
 use shadernet::graph::{Graph, TensorId};
@@ -168,6 +168,52 @@ fn quick_tries_once_where_adapters_are_fast_and_stands_by_its_answer() {
     assert_eq!(picked(&gpu, tuning(Tune::Quick, Some(folder.path()))), "double");
     assert_eq!(picked(&gpu, tuning(Tune::Full, Some(folder.path()))), "double_fast");
     assert_eq!(picked(&gpu, tuning(Tune::Quick, Some(folder.path()))), "double_fast");
+    // With time, it finds the same.
+    let another = tempfile::tempdir().unwrap();
+    assert_eq!(picked(&gpu, tuning(Tune::Quick, Some(another.path()))), "double_fast");
+    assert_eq!(files(another.path()).len(), 1);
+}
+
+#[test]
+fn a_device_without_a_clock_is_timed_by_the_hosts() {
+    let Some(gpu) = shared_gpus().first() else { return };
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == gpu.name()).expect("the adapter under test");
+    let required_limits = adapter.limits();
+    let descriptor = wgpu::DeviceDescriptor { required_features: wgpu::Features::IMMEDIATES, required_limits, ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    let host = Gpu::from_wgpu(device, queue, "the host's", Checks::Off).unwrap();
+    assert_eq!(picked(&host, tuning(Tune::Full, None)), "double_fast");
+    // Whatever the host calls it, it is the same device.
+    assert_eq!(GpuExecutor::new(host).identity(), GpuExecutor::new(gpu.clone()).identity());
+}
+
+#[test]
+fn time_is_told_of_before_it_is_spent_and_stays_within_its_bound() {
+    static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let Some(gpu) = shared_gpus().first() else { return };
+    let time = Duration::from_millis(200);
+    let tuning = Tuning { tune: Tune::Full, folder: None, time, tell: |line| TOLD.lock().unwrap().push(line.to_owned()) };
+    let mut exec = GpuExecutor::new(gpu.clone()).with_tuning(tuning);
+    // Steps enough for a minute: each of another size, so that each is tried by itself.
+    let mut graph = Graph::new();
+    let roots: Vec<TensorId> = (1..200)
+        .map(|channels| {
+            let x = graph.input("x", TensorType::f32(Shape::batched(&[40, channels])));
+            graph.apply(Op::Custom(Arc::new(Double)), &[x]).unwrap()
+        })
+        .collect();
+    let plan = Plan::new(&graph, &roots, 64).unwrap();
+    let began = Instant::now();
+    exec.settle(&plan).unwrap();
+    let spent = began.elapsed();
+    let told = TOLD.lock().unwrap().clone();
+    assert!(told[0].contains("199 steps") && told[0].contains("0.2 s at most"), "{told:?}");
+    assert_eq!(told.iter().filter(|line| line.contains("the time is spent")).count(), 1, "{told:?}");
+    // One kernel may pass the bound, and the machine may be busy; all kernels take a minute.
+    assert!(spent < 75 * time, "{spent:?}");
+    assert_eq!(exec.chosen(&plan).len(), 199);
 }
 
 #[test]

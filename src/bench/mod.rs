@@ -6,6 +6,7 @@
 mod data;
 mod host;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ pub use self::data::{initial_weights, noise_images, repeated};
 pub use self::host::{date, peak_host_bytes, processor};
 use crate::error::{Error, Result};
 use crate::exec::profile::{Profile, median};
+use crate::plan::Plan;
 use crate::predict::Predictor;
 use crate::train::{Event, Session, Trainer};
 
@@ -28,6 +30,20 @@ pub struct Measured {
     pub profile: Profile,
     /// Nanoseconds of a run with everything around it, not profiled: from one call of the public interface to its return.
     pub wall_ns: f64,
+}
+
+/// Bytes that an executor holds for plans of one graph: a leaf once, at the size of the largest plan that has it, and each plan's
+/// slots.
+pub fn planned_bytes<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> u64 {
+    let (mut leaves, mut slots) = (BTreeMap::new(), 0);
+    for plan in plans {
+        slots += plan.slot_bytes();
+        for leaf in plan.leaves() {
+            let bytes: &mut usize = leaves.entry(leaf.tensor).or_default();
+            *bytes = leaf.ty.bytes(plan.capacity()).max(*bytes);
+        }
+    }
+    (slots + leaves.values().sum::<usize>()) as u64
 }
 
 /// Profiles so many training steps with whole batches, from the start of an epoch and, past its end, of the next. The weights

@@ -12,7 +12,7 @@ use shadernet::data::{self, Origin, Splits};
 use shadernet::exec::ceiling::Ceiling;
 use shadernet::exec::gpu::{Checks, DeviceChoice};
 use shadernet::exec::profile::median;
-use shadernet::models::cifar10_cnn;
+use shadernet::models::cifar10_cnn_wide;
 use shadernet::nn::Model;
 use shadernet::predict::Predictor;
 use shadernet::train::{Session, TrainConfig, Trainer};
@@ -40,6 +40,9 @@ pub(super) struct Arguments {
     /// Images of a training step.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
     batch_size: usize,
+    /// Filters and units, so many times the network's own: 3 makes it some 9 times the work.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = width)]
+    width: usize,
     /// Use the first so many training images only.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit_train: Option<usize>,
@@ -74,6 +77,10 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
+fn width(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|width| (1..=32).contains(width)).ok_or_else(|| "expected 1 to 32".to_owned())
+}
+
 /// Everything measured.
 struct Report {
     device: String,
@@ -95,6 +102,7 @@ struct Report {
 struct Memory {
     host: Option<u64>,
     training: u64,
+    planned: u64,
     inference: u64,
     allocator: Option<[u64; 2]>,
 }
@@ -118,7 +126,7 @@ fn measure(arguments: &Arguments) -> LibraryResult<Report> {
     drop(download);
     let data = fill(&mut splits, arguments);
     let Splits { train, test, .. } = &splits;
-    let model = Model { input: [train.height, train.width, train.channels], ..cifar10_cnn(&train.classes) };
+    let model = Model { input: [train.height, train.width, train.channels], ..cifar10_cnn_wide(&train.classes, arguments.width) };
 
     remark("starting: one training step in a process of its own, cold and warm");
     let start = starts(arguments)?;
@@ -128,6 +136,7 @@ fn measure(arguments: &Arguments) -> LibraryResult<Report> {
     let epochs = bench::train(&mut trainer)?;
     let weights = trainer.weights();
     let training = trainer.session().allocated_bytes();
+    let planned = bench::planned_bytes(trainer.session().plans());
     let allocator = allocator_bytes(&chosen);
 
     let mut inference = Vec::new();
@@ -141,7 +150,7 @@ fn measure(arguments: &Arguments) -> LibraryResult<Report> {
         inference_bytes = predictor.allocated_bytes();
     }
     // The ceiling takes memory of its own, so the peak is read before it.
-    let memory = Memory { host: bench::peak_host_bytes(), training, inference: inference_bytes, allocator };
+    let memory = Memory { host: bench::peak_host_bytes(), training, planned, inference: inference_bytes, allocator };
     remark("profiling");
     let profile = profile(trainer.session(), arguments.steps)?;
     Ok(Report {
@@ -209,6 +218,7 @@ fn start(arguments: &Arguments, caches: &Path) -> LibraryResult<f64> {
         DeviceChoice::Named(name) => name,
     };
     command.args(["bench", "--first-step", "--device", device, "--batch-size", &arguments.batch_size.to_string()]);
+    command.args(["--width", &arguments.width.to_string()]);
     let tune = arguments.device.tune.to_possible_value();
     command.args(["--tune", tune.as_ref().map_or("off", |value| value.get_name())]);
     if let Some(threads) = arguments.device.threads {
@@ -237,7 +247,7 @@ fn first_step(arguments: &Arguments) -> Result {
     let (exec, _) = arguments.device.open()?;
     let mut images = data::sample();
     images.train = bench::repeated(&images.train, arguments.batch_size);
-    let model = cifar10_cnn(&images.train.classes);
+    let model = cifar10_cnn_wide(&images.train.classes, arguments.width);
     let config = TrainConfig { batch: arguments.batch_size, ..TrainConfig::default() };
     let mut session = Session::new(exec, &model, &images.train, &images.test, config)?;
     log::debug!("loaded after {:.3} s", began.elapsed().as_secs_f64());
@@ -280,6 +290,7 @@ impl Report {
             "memory": {
                 "peak_host_bytes": self.memory.host,
                 "training_device_bytes": self.memory.training,
+                "planned_training_bytes": self.memory.planned,
                 "inference_device_bytes": self.memory.inference,
                 "allocated_bytes": self.memory.allocator.map(|bytes| bytes[0]),
                 "reserved_bytes": self.memory.allocator.map(|bytes| bytes[1]),

@@ -64,6 +64,9 @@ pub trait Executor: Send {
     /// that runs no WGSL does not mind.
     fn choose(&mut self, _choices: &Choices) {}
 
+    /// Compiles all kernels of a step side by side, for one that is about to load them one after the other.
+    fn compile(&mut self, _step: &Step) {}
+
     /// What was picked for the steps of a plan that leave a choice; nothing by an executor that runs no WGSL.
     fn chosen(&self, _plan: &Plan) -> Choices {
         Choices::default()

@@ -1,24 +1,24 @@
 //! The batch of a step on the CPU.
 
-use pulp::{Arch, NullaryFnOnce};
-use rayon::prelude::*;
+use pulp::NullaryFnOnce;
 
+use super::arch;
+use super::tasks::share;
 use crate::ops::gather::Scale;
 
 /// `y[n]` = the scaled bytes of image `order[start + n]`, or zeros where `find` has no such image.
 pub(crate) fn images<'a>(
-    find: impl Fn(usize) -> Option<&'a [u8]> + Sync,
+    find: impl Fn(usize) -> Option<&'a [u8]> + Sync + Send,
     scale: Scale,
     bytes: usize,
     order: &[u32],
     start: usize,
     y: &mut [f32],
 ) {
-    let image = |n: usize, y: &mut [f32]| match order.get(start + n).and_then(|&image| find(image as usize)) {
-        Some(image) => Arch::new().dispatch(Scaled { image, scale, y }),
+    share(y, bytes, |n, y| match order.get(start + n).and_then(|&image| find(image as usize)) {
+        Some(image) => arch().dispatch(Scaled { image, scale, y }),
         None => y.fill(0.0),
-    };
-    y.par_chunks_mut(bytes).enumerate().for_each(|(n, y)| image(n, y));
+    });
 }
 
 /// An image's bytes, scaled.

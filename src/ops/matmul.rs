@@ -1,13 +1,13 @@
 //! Matrix product. The flags let the backward pass read a factor transposed instead of copying it.
 
-use super::{Cpu, Kernel, Launch, Reference, Rules, Variant, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::{self, gemm::Matrix};
 use crate::shape::{DType, Shape, TensorType};
 
-/// Edge of the tile of C that one workgroup computes; `TILE` in the kernels.
-pub(crate) const TILE: usize = 64;
+/// Into what the portable kernel cuts C.
+const TILES: Tiles = Tiles { tile: [64, 64], step: 16, block: [4, 4] };
 
 /// Edge of the tile that one invocation of `matmul_registers` computes, and its invocations; `TILE` and `LANES` in it.
 const REGISTERS: [usize; 2] = [16, 8];
@@ -53,6 +53,13 @@ impl Matmul {
 }
 
 impl Matmul {
+    /// The launch of the portable kernel.
+    fn portable(&self, inputs: &[TensorType], tiles: Tiles) -> Launch {
+        let mut launch = self.tiled(inputs, kernel!("matmul"), tiles.tile);
+        launch.constants.extend(tiles.constants());
+        launch
+    }
+
     /// The launch of a kernel whose workgroup takes so many rows and columns of C.
     fn tiled(&self, inputs: &[TensorType], kernel: Kernel, [rows, columns]: [usize; 2]) -> Launch {
         let [(m, k), (_, n)] = self.extents(inputs).expect("shapes were checked when the graph was built");
@@ -137,15 +144,17 @@ impl Rules for Matmul {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        self.tiled(inputs, kernel!("matmul"), [TILE, TILE])
+        self.portable(inputs, TILES)
     }
 
     fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
         let [tile, lanes] = REGISTERS;
-        if ![inputs[0], inputs[1], output].iter().all(|ty| ty.shape.last().is_multiple_of(4)) {
-            return Vec::new(); // it loads and stores in fours
+        let mut variants = Tiles::variants(TILES, output.shape.last(), Tiles::any, |tiles| self.portable(inputs, tiles));
+        // This one loads and stores in fours.
+        if [inputs[0], inputs[1], output].iter().all(|ty| ty.shape.last().is_multiple_of(4)) {
+            variants.extend(Variant::registers(self.tiled(inputs, kernel!("matmul_registers"), [tile * lanes, tile])));
         }
-        Variant::registers(self.tiled(inputs, kernel!("matmul_registers"), [tile * lanes, tile]))
+        variants
     }
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {

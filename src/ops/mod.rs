@@ -26,12 +26,14 @@ pub mod scale;
 pub mod softmax;
 pub mod step;
 mod stored;
+mod tiles;
 pub mod window;
 
 use std::fmt;
 
 pub use operators::*;
 use serde::Serialize;
+pub(crate) use tiles::Tiles;
 
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};

@@ -4,8 +4,17 @@ use std::sync::Arc;
 
 use shadernet::error::Result;
 use shadernet::graph::{Graph, TensorId};
-use shadernet::ops::{Cpu, Launch, Op, Reference, Rules, Variant};
+use shadernet::ops::{Cpu, Launch, Op, Reference, Rules, Style, Variant};
 use shadernet::shape::TensorType;
+
+/// Which of an operator's variants is its only kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Only {
+    /// That of registers.
+    Registers,
+    /// The one whose name ends so.
+    Named(&'static str),
+}
 
 /// What a test does to a CPU kernel's output after it has run.
 pub type Damage = fn(&mut [f32]);
@@ -19,8 +28,8 @@ pub struct Altered {
     pub source: Option<&'static str>,
     /// What is done to the output of the CPU kernel, if anything.
     pub damage: Option<Damage>,
-    /// Whether the operator's kernel of registers is its only one.
-    pub registers: bool,
+    /// What the name of the operator's only kernel ends in, or that it is the one of registers, if not the portable one.
+    pub only: Option<Only>,
     /// An operand, and the least and greatest value it takes, if they are not the operator's.
     pub range: Option<(usize, (f64, f64))>,
 }
@@ -28,22 +37,28 @@ pub struct Altered {
 impl Altered {
     /// An operator with this text for its kernel. The text lives to the program's end, as those of kernels do.
     pub fn kernel(op: impl Into<Op>, source: String) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: Some(source.leak()), damage: None, registers: false, range: None }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: Some(source.leak()), damage: None, only: None, range: None }))
     }
 
     /// An operator whose CPU kernel's output is spoilt.
     pub fn cpu_output(op: impl Into<Op>, damage: Damage) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: Some(damage), registers: false, range: None }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: Some(damage), only: None, range: None }))
     }
 
     /// An operator whose kernel of registers is its only one.
     pub fn registers(op: impl Into<Op>) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, registers: true, range: None }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, only: Some(Only::Registers), range: None }))
+    }
+
+    /// An operator whose only kernel is the one whose name ends so.
+    pub fn named(op: impl Into<Op>, end: &'static str) -> Op {
+        let only = Some(Only::Named(end));
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, only, range: None }))
     }
 
     /// An operator one of whose operands is drawn from this range.
     pub fn drawn(op: impl Into<Op>, input: usize, range: (f64, f64)) -> Op {
-        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, registers: false, range: Some((input, range)) }))
+        Op::Custom(Arc::new(Self { op: op.into(), source: None, damage: None, only: None, range: Some((input, range)) }))
     }
 }
 
@@ -82,9 +97,14 @@ impl Rules for Altered {
     }
 
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
-        let mut launch = match self.op.rules().variants(inputs, output).into_iter().next().filter(|_| self.registers) {
+        let is_only = |variant: &Variant| match self.only {
+            Some(Only::Registers) => variant.style == Style::Registers,
+            Some(Only::Named(end)) => variant.name.ends_with(end),
+            None => false,
+        };
+        let mut launch = match self.op.rules().variants(inputs, output).into_iter().find(is_only) {
             Some(variant) => variant.launch,
-            None if self.registers => panic!("{} has no kernel of registers for {inputs:?}", self.name()),
+            None if self.only.is_some() => panic!("{} has no kernel {:?} for {inputs:?}", self.name(), self.only),
             None => self.op.rules().launch(inputs, output),
         };
         launch.kernel.source = self.source.unwrap_or(launch.kernel.source);
@@ -93,7 +113,7 @@ impl Rules for Altered {
 
     // A kernel of another text has no variants: it is to be the one that runs.
     fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
-        if self.source.is_some() || self.registers { Vec::new() } else { self.op.rules().variants(inputs, output) }
+        if self.source.is_some() || self.only.is_some() { Vec::new() } else { self.op.rules().variants(inputs, output) }
     }
 
     fn updates(&self) -> &[usize] {

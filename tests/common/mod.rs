@@ -14,7 +14,7 @@ pub use shadernet::exec::selftest::{TOLERANCE, compare, from_bytes, noise, sampl
 use shadernet::exec::{Executor, reference};
 use shadernet::graph::{Graph, Init, TensorId};
 use shadernet::ops::{Op, Style};
-use shadernet::plan::Plan;
+use shadernet::plan::{Choices, Plan};
 use shadernet::shape::{DType, TensorType};
 
 /// A file or folder of the repository: of the one cargo or `CARGO_MANIFEST_DIR` names when the test runs, else of the working
@@ -35,6 +35,13 @@ pub fn gpu(checks: Checks) -> Option<Gpu> {
     let found = all.iter().find(|adapter| adapter.lacks.is_empty() && adapter.name.to_lowercase().contains(&wanted));
     let found = found.unwrap_or_else(|| panic!("no usable adapter matches {wanted:?} (set SHADERNET_TESTS=cpu to test without): {all:?}"));
     Some(Gpu::open(found.index, checks).expect("the adapter opens"))
+}
+
+/// Whether case number `n` of a large grid is to be run. `SHADERNET_TEST_THIN=4` keeps every fourth: passes over further drivers, of
+/// which some take a second to compile a kernel, need not repeat all of it.
+pub fn keeps(n: usize) -> bool {
+    let thin = std::env::var("SHADERNET_TEST_THIN").ok().and_then(|thin| thin.parse().ok()).unwrap_or(1);
+    n.is_multiple_of(std::cmp::max(thin, 1))
 }
 
 /// The adapter under test, opened once for a test program with checks off and once with checks on. Tests that may break a
@@ -112,11 +119,38 @@ pub fn check_op(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result
     check_op_on(&mut executors_of_every_style(), op, types, batch)
 }
 
+/// Checks every kernel that an operator has, whatever a style would pick: each as [`check_op`] does, without bounds checks.
+/// Returns their names.
+pub fn check_every_kernel(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result<Vec<String>, String> {
+    let op = op.into();
+    let (mut graph, rules) = (Graph::new(), op.rules());
+    if rules.variants(types, rules.infer(types).map_err(|e| e.to_string())?).is_empty() {
+        return check_op(op.clone(), types, batch).map(|_| vec![rules.name().to_owned()]);
+    }
+    let leaves: Vec<TensorId> = types.iter().map(|ty| graph.input("operand", *ty)).collect();
+    let root = graph.apply(op.clone(), &leaves).map_err(|e| e.to_string())?;
+    let plan = Plan::new(&graph, &[root], batch + ROOM).map_err(|e| e.to_string())?;
+    let step = &plan.steps()[0];
+    let names: Vec<String> = step.candidates().map(|candidate| candidate.name.to_owned()).collect();
+    for (name, gpu) in names.iter().zip(std::iter::repeat(&shared_gpus()[0])) {
+        let mut exec = GpuExecutor::with_guards(gpu.clone().with_style(Style::Portable));
+        let mut choices = Choices::default();
+        choices.set(&step.key, name);
+        exec.choose(&choices);
+        assert_eq!(exec.pick(step).name, name);
+        check_op_on(&mut [Box::new(exec)], op.clone(), types, batch).map_err(|e| format!("{name}: {e}"))?;
+    }
+    Ok(names)
+}
+
+/// Images that a checked plan has room for beyond the batch.
+const ROOM: usize = 2;
+
 /// [`check_op`] on executors of the caller's, less those whose style of kernel the operator does not have.
 pub fn check_op_on(executors: &mut [Box<dyn Guarded>], op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result<f64, String> {
     let op = op.into();
     let rules = op.rules();
-    let capacity = batch + 2;
+    let capacity = batch + ROOM;
     let mut graph = Graph::new();
     let leaf = |(i, ty): (usize, &TensorType)| match rules.updates().contains(&i) {
         true if ty.dtype == DType::F32 => graph.param(&format!("operand {i}"), ty.shape, Init::Fill(0.0)),

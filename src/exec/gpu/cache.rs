@@ -20,8 +20,7 @@ const LARGEST: usize = 256 << 20;
 /// The file's content.
 #[derive(Serialize, Deserialize)]
 struct Content {
-    adapter: String,
-    driver: String,
+    device: String,
     data: Vec<u8>,
 }
 
@@ -47,9 +46,9 @@ impl PipelineCache {
         }
         let path = folder.join(wgpu::util::pipeline_cache_key(&gpu.device.adapter_info())?);
         let data = match load_checkpoint::<Content>(&path) {
-            Ok(Content { adapter, driver, data }) if adapter == gpu.name && driver == gpu.driver() => Some(data),
-            Ok(Content { adapter, driver, .. }) => {
-                log::info!("{}: compiled by {driver} for {adapter}, so kernels are compiled anew", path.display());
+            Ok(Content { device, data }) if device == gpu.identity() => Some(data),
+            Ok(Content { device, .. }) => {
+                log::info!("{}: compiled for {device}, so kernels are compiled anew", path.display());
                 None
             }
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => None,
@@ -79,7 +78,7 @@ impl PipelineCache {
         if now == before || data.len() > LARGEST {
             return;
         }
-        let content = Content { adapter: gpu.name.clone(), driver: gpu.driver(), data };
+        let content = Content { device: gpu.identity(), data };
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let written = std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"));
         *kept = match written.and_then(|()| save_checkpoint(&self.path, &content)) {

@@ -290,6 +290,12 @@ impl Gpu {
         format!("{} {}", info.driver, info.driver_info).trim().to_owned()
     }
 
+    /// Adapter, backend and driver, whatever the host program calls the device.
+    pub(super) fn identity(&self) -> String {
+        let info = self.device.adapter_info();
+        format!("{}, {}, {}", info.name, info.backend, self.driver())
+    }
+
     /// Bytes that wgpu's allocator has handed out on this device, and bytes it has taken from the driver for that; `None` where
     /// a backend does not tell.
     pub fn allocator_bytes(&self) -> Option<[u64; 2]> {

@@ -308,7 +308,7 @@ impl Executor for GpuExecutor {
     }
 
     fn identity(&self) -> String {
-        format!("{}, {}", self.gpu.name, self.gpu.driver())
+        self.gpu.identity()
     }
 
     /// The one place that decides: by the table of choices, else by what the adapter is ([`Gpu::style`]).
@@ -318,6 +318,12 @@ impl Executor for GpuExecutor {
 
     fn choose(&mut self, choices: &Choices) {
         self.choices.extend(choices.clone());
+    }
+
+    fn compile(&mut self, step: &Step) {
+        let launches: Vec<_> = step.candidates().map(|candidate| (candidate.launch, writable(step))).collect();
+        // What is refused is refused again when it is loaded, and told of there.
+        let _ = self.pipelines.make(&self.gpu, &launches);
     }
 
     fn chosen(&self, plan: &Plan) -> Choices {

@@ -45,22 +45,30 @@ impl Pipelines {
     /// Makes the pipelines of these launches that are new, over all cores. Returns how many there were.
     ///
     /// # Errors
-    /// That of the first launch whose kernel the device refuses.
+    /// That of the first launch whose kernel the device refuses; the others are made.
     pub(super) fn make(&mut self, gpu: &Gpu, launches: &[(&Launch, Writable)]) -> Result<usize> {
         let keys = launches.iter().map(|(launch, writable)| (Key::new(launch, writable.clone()), *launch));
         let missing = distinct(keys.filter(|(key, _)| !self.made.contains_key(key)), |(key, _)| key.clone());
         let kernels = distinct(missing.iter().map(|(key, _)| key.kernel).filter(|kernel| !self.modules.contains_key(kernel)), |&k| k);
-        for (kernel, module) in side_by_side(kernels, |&kernel| judged(gpu, kernel, || module(gpu, kernel))) {
-            self.modules.insert(kernel, module?);
+        let mut refused = Vec::new();
+        for (kernel, made) in side_by_side(kernels, |&kernel| judged(gpu, kernel, || module(gpu, kernel))) {
+            match made {
+                Ok(module) => drop(self.modules.insert(kernel, module)),
+                Err(error) => refused.push(error),
+            }
         }
+        let possible: Vec<_> = missing.into_iter().filter(|(key, _)| self.modules.contains_key(&key.kernel)).collect();
+        let count = possible.len();
         let modules = &self.modules;
-        let count = missing.len();
-        for ((key, _), pipeline) in
-            side_by_side(missing, |(key, launch)| judged(gpu, key.kernel, || pipeline(gpu, &modules[&key.kernel], launch, &key.writable)))
+        for ((key, _), made) in
+            side_by_side(possible, |(key, launch)| judged(gpu, key.kernel, || pipeline(gpu, &modules[&key.kernel], launch, &key.writable)))
         {
-            self.made.insert(key, pipeline?);
+            match made {
+                Ok(pipeline) => drop(self.made.insert(key, pipeline)),
+                Err(error) => refused.push(error),
+            }
         }
-        Ok(count)
+        refused.into_iter().next().map_or(Ok(count), Err)
     }
 
     /// The pipeline for a launch, if it was made.

@@ -63,10 +63,11 @@ impl Tune {
 /// By how much a kernel must be faster than the one that is picked without trying.
 const MARGIN: f64 = 0.97;
 
-/// Operations of the reference that a kernel is held to, at most; the batch is made smaller for it.
-const JUDGED: u64 = 50_000_000;
+/// Operations of the reference that a kernel is held to, at most, where little is tried and where all is; the batch is made smaller
+/// for it.
+const JUDGED: [u64; 2] = [8_000_000, 50_000_000];
 
-/// Nanoseconds to spend on the runs of one kernel, and the most runs.
+/// Nanoseconds to spend on the runs of one kernel, and the most runs, likewise.
 const ENOUGH: [f64; 2] = [5e6, 50e6];
 const RUNS: [usize; 2] = [10, 50];
 
@@ -75,6 +76,7 @@ const RUNS: [usize; 2] = [10, 50];
 pub(super) struct Tuner {
     tuning: Tuning,
     spent: Duration,
+    /// Whether it was told that the time is spent.
     told: bool,
 }
 
@@ -117,12 +119,11 @@ impl Tuner {
         }
         // The longest first, where there is most to win.
         open.sort_by_key(|step| std::cmp::Reverse(step.flops(plan.capacity())));
-        if !self.told {
-            self.told = true;
+        if self.spent < self.tuning.time {
             (self.tuning.tell)(&format!(
-                "tuning: trying the kernels of {} steps on {identity}, {} s at most{}",
+                "tuning: trying the kernels of {} steps on {identity}, {:.1} s at most{}",
                 open.len(),
-                self.tuning.time.as_secs_f64(),
+                (self.tuning.time - self.spent).as_secs_f64(),
                 if self.tuning.folder.is_some() { ", once for this device" } else { "" }
             ));
         }
@@ -143,6 +144,9 @@ impl Tuner {
         let picked = step.of_style(style).name;
         let mut found = Found { kernel: picked.to_owned(), full: false, us: Default::default() };
         if self.spent >= self.tuning.time {
+            if !std::mem::replace(&mut self.told, true) {
+                (self.tuning.tell)("tuning: the time is spent; the other steps keep the kernels that suit this kind of adapter");
+            }
             return Ok(found);
         }
         let began = Instant::now();
@@ -171,8 +175,10 @@ impl Tuner {
         }
         if let Some(&to_beat) = found.us.get(picked) {
             let fastest = found.us.iter().min_by(|a, b| a.1.total_cmp(b.1));
-            if let Some((name, _)) = fastest.filter(|(_, us)| **us < MARGIN * to_beat) {
+            if let Some((name, us)) = fastest.filter(|(_, us)| **us < MARGIN * to_beat) {
                 found.kernel.clone_from(name);
+                let title = step.title();
+                (self.tuning.tell)(&format!("tuning: {title}: {name} takes {us:.1} µs, {picked} {to_beat:.1}"));
             }
         }
         let times: Vec<String> = found.us.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
@@ -194,10 +200,14 @@ struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    fn new(step: &'a Step, capacity: usize, full: bool, exec: Box<dyn Executor>) -> Result<Self> {
+    fn new(step: &'a Step, capacity: usize, full: bool, mut exec: Box<dyn Executor>) -> Result<Self> {
+        // Where a kernel takes longer than there is time, each is compiled when it is its turn.
+        if exec.style() != Style::Registers {
+            exec.compile(step);
+        }
         let alone = Alone::new(step, capacity)?;
         let mut batch = capacity;
-        while batch > 1 && step.flops(batch) > JUDGED {
+        while batch > 1 && step.flops(batch) > JUDGED[usize::from(full)] {
             batch = batch.div_ceil(2);
         }
         let drawn = alone.draw(batch)?;

@@ -1,11 +1,11 @@
 //! The two gradients of a convolution, each an operator; into how many partial sums that of the weight is cut.
 
 use super::geometry::{Geometry, image, mismatch, weight};
-use super::{AREA, Conv2d, launch_over, reference_geometry, registers, tile_columns};
+use super::{Conv2d, launch_over, reference_geometry, registers, variants_over};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
-use crate::ops::{Cpu, Launch, Reference, Rules, Variant, Workgroups, kernel, no_second_gradient};
+use crate::ops::{Cpu, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{Shape, TensorType};
 
 /// Gradient of a convolution for its images: dx `[N, H, W, I]` of operands dy `[N, OH, OW, O]` and w `[KH, KW, I / groups, O]`.
@@ -41,13 +41,12 @@ const PARTIALS: usize = 4 << 20;
 pub(super) fn slices(geometry: &Geometry) -> usize {
     let len = geometry.depth() * geometry.outputs();
     let pixels = 64usize.saturating_mul(geometry.pixels()); // of a usual batch; shorter runs than 128 do not pay
-    BUSY.div_ceil(tiles(geometry)).min(PARTIALS / len).min(pixels / 128).max(1)
+    BUSY.div_ceil(count(geometry, Tiles::usual(geometry.filters))).min(PARTIALS / len).min(pixels / 128).max(1)
 }
 
 /// Workgroups of one slice.
-pub(super) fn tiles(geometry: &Geometry) -> usize {
-    let columns = tile_columns(geometry.filters);
-    geometry.depth().div_ceil(AREA / columns) * geometry.groups * geometry.filters.div_ceil(columns)
+pub(super) fn count(geometry: &Geometry, tiles: Tiles) -> usize {
+    geometry.depth().div_ceil(tiles.tile[0]) * geometry.groups * tiles.across(geometry.filters)
 }
 
 impl Conv2dInputGrad {
@@ -84,6 +83,17 @@ impl Conv2dWeightGrad {
 
     fn known(&self, inputs: &[TensorType]) -> Geometry {
         self.geometry(inputs).expect("shapes were checked when the graph was built")
+    }
+}
+
+impl Conv2dWeightGrad {
+    /// The launch of the portable kernel.
+    fn tiled(&self, geometry: &Geometry, tiles: Tiles) -> Launch {
+        let mut constants = geometry.constants();
+        constants.push(("SLICES", self.slices as f64));
+        constants.extend(tiles.constants());
+        let workgroups = Workgroups::fixed(self.slices * count(geometry, tiles));
+        Launch { kernel: kernel!("conv2d_weight_grad"), constants, workgroups }
     }
 }
 
@@ -154,11 +164,14 @@ impl Rules for Conv2dInputGrad {
 
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
         let geometry = self.known(inputs);
-        launch_over(&geometry, kernel!("conv2d_input_grad"), output, geometry.channels)
+        launch_over(&geometry, kernel!("conv2d_input_grad"), output, geometry.channels, Tiles::usual(geometry.channels))
     }
 
-    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
-        registers::input_grad(&self.known(inputs))
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        let geometry = self.known(inputs);
+        let mut variants = registers::input_grad(&geometry);
+        variants.extend(variants_over(&geometry, kernel!("conv2d_input_grad"), output, geometry.channels));
+        variants
     }
 
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
@@ -221,14 +234,15 @@ impl Rules for Conv2dWeightGrad {
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
         let geometry = self.known(inputs);
-        let mut constants = geometry.constants();
-        constants.extend([("SLICES", self.slices as f64), ("TILE_N", tile_columns(geometry.filters) as f64)]);
-        let workgroups = Workgroups::fixed(self.slices * tiles(&geometry));
-        Launch { kernel: kernel!("conv2d_weight_grad"), constants, workgroups }
+        self.tiled(&geometry, Tiles::usual(geometry.filters))
     }
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
-        registers::weight_grad(&self.known(inputs), self.slices)
+        let geometry = self.known(inputs);
+        let (columns, launch) = (geometry.filters, |tiles| self.tiled(&geometry, tiles));
+        let mut variants = registers::weight_grad(&geometry, self.slices);
+        variants.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::one_row_each, launch));
+        variants
     }
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {

@@ -16,7 +16,7 @@ pub(crate) use relu_pool::{Block, EDGE, PLACES};
 pub use relu_pool::{Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
 use super::window::{Padding, Window};
-use super::{Cpu, Kernel, Launch, Reference, Rules, Variant, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
@@ -130,11 +130,14 @@ impl Rules for Conv2d {
 
     fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
         let geometry = self.known(inputs);
-        launch_over(&geometry, kernel!("conv2d"), output, geometry.filters)
+        launch_over(&geometry, kernel!("conv2d"), output, geometry.filters, Tiles::usual(geometry.filters))
     }
 
-    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
-        registers::forward(&self.known(inputs))
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        let geometry = self.known(inputs);
+        let mut variants = registers::forward(&geometry);
+        variants.extend(variants_over(&geometry, kernel!("conv2d"), output, geometry.filters));
+        variants
     }
 
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
@@ -146,22 +149,19 @@ impl Rules for Conv2d {
     }
 }
 
-/// Output elements of one workgroup of the tiled kernels; `AREA` in them.
-const AREA: usize = 4096;
-
-/// Columns of a tile of the tiled kernels, where a group has `columns` of them: a narrow tile for few.
-fn tile_columns(columns: usize) -> usize {
-    if columns <= 32 { 32 } else { 64 }
+/// The tiled kernel whose rows are the pixels of `output` and whose columns the channels of each group.
+fn launch_over(geometry: &Geometry, kernel: Kernel, output: TensorType, columns: usize, tiles: Tiles) -> Launch {
+    let mut constants = geometry.constants();
+    constants.extend(tiles.constants());
+    let per_image = output.shape.inner()[0] * output.shape.inner()[1];
+    let times = geometry.groups * tiles.across(columns);
+    Launch { kernel, constants, workgroups: Workgroups { fixed: 0, per_image, tile: tiles.tile[0], times } }
 }
 
-/// The tiled kernel whose rows are the pixels of `output` and whose columns the channels of each group.
-fn launch_over(geometry: &Geometry, kernel: Kernel, output: TensorType, columns: usize) -> Launch {
-    let tile = tile_columns(columns);
-    let mut constants = geometry.constants();
-    constants.push(("TILE_N", tile as f64));
-    let per_image = output.shape.inner()[0] * output.shape.inner()[1];
-    let times = geometry.groups * columns.div_ceil(tile);
-    Launch { kernel, constants, workgroups: Workgroups { fixed: 0, per_image, tile: AREA / tile, times } }
+/// The same with other tiles.
+fn variants_over(geometry: &Geometry, kernel: Kernel, output: TensorType, columns: usize) -> Vec<Variant> {
+    let launch = |tiles| launch_over(geometry, kernel, output, columns, tiles);
+    Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch)
 }
 
 /// The geometry from operands as a reference sees them, the batch of `x` included.

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
 use crate::ops::stored::stored;
-use crate::ops::{Cpu, Launch, Reference, Rules, kernel, no_second_gradient};
+use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
 /// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, y, the places, and w.
@@ -67,6 +67,11 @@ impl Conv2dReluPoolInputGrad {
     fn known(&self, inputs: &[TensorType]) -> Block {
         self.block(inputs).expect("shapes were checked when the graph was built")
     }
+
+    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
+        let aliases = [("DY", inputs[0].dtype), ("Y", inputs[1].dtype), ("DX", self.output)];
+        stored(kernel!("conv2d_relu_pool_input_grad"), &aliases)
+    }
 }
 
 impl Rules for Conv2dReluPoolInputGrad {
@@ -122,9 +127,15 @@ impl Rules for Conv2dReluPoolInputGrad {
         true
     }
 
-    fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
-        let aliases = [("DY", inputs[0].dtype), ("Y", inputs[1].dtype), ("DX", output.dtype)];
-        self.known(inputs).launch_over_input(stored(kernel!("conv2d_relu_pool_input_grad"), &aliases))
+    fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
+        let block = self.known(inputs);
+        block.launch_over_input(self.kernel(inputs), Tiles::usual(block.conv.channels))
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let block = self.known(inputs);
+        let launch = |tiles| block.launch_over_input(self.kernel(inputs), tiles);
+        Tiles::variants(Tiles::usual(block.conv.channels), block.conv.channels, Tiles::any, launch)
     }
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
@@ -156,6 +167,11 @@ impl Conv2dReluPoolWeightGrad {
 
     fn known(&self, inputs: &[TensorType]) -> Block {
         self.block(inputs).expect("shapes were checked when the graph was built")
+    }
+
+    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
+        let aliases = [("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype)];
+        stored(kernel!("conv2d_relu_pool_weight_grad"), &aliases)
     }
 }
 
@@ -218,8 +234,14 @@ impl Rules for Conv2dReluPoolWeightGrad {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        let aliases = [("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype)];
-        self.known(inputs).launch_slices(stored(kernel!("conv2d_relu_pool_weight_grad"), &aliases), self.slices)
+        let block = self.known(inputs);
+        block.launch_slices(self.kernel(inputs), self.slices, Tiles::usual(block.conv.filters))
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let block = self.known(inputs);
+        let launch = |tiles| block.launch_slices(self.kernel(inputs), self.slices, tiles);
+        Tiles::variants(Tiles::usual(block.conv.filters), block.conv.filters, Tiles::one_row_each, launch)
     }
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {

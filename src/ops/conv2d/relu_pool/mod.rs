@@ -13,13 +13,13 @@ mod tests;
 
 pub use grad::{Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
+use super::Conv2d;
 use super::geometry::{Geometry, image, mismatch, weight};
-use super::{AREA, Conv2d, tile_columns};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
 use crate::ops::stored::stored;
-use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Workgroups, kernel, no_second_gradient};
+use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
 /// `y = max_pool2d(relu(conv2d(x, w) + b))` of operands x `[N, H, W, I]`, w `[KH, KW, I, O]`, b `[O]`: `[N, PH, PW, O]`, and, extra,
@@ -79,34 +79,34 @@ impl Block {
         2 * Geometry { output: self.output().map(|extent| extent * EDGE), ..self.conv }.multiply_adds(batch)
     }
 
-    fn constants(&self, columns: usize) -> Vec<(&'static str, f64)> {
+    fn constants(&self, tiles: Tiles) -> Vec<(&'static str, f64)> {
         let mut constants = self.conv.constants();
         constants.retain(|(name, _)| !["OH", "OW", "GROUPS"].contains(name));
         let [h, w] = self.output();
-        constants.extend([("PH", h as f64), ("PW", w as f64), ("TILE_N", tile_columns(columns) as f64)]);
+        constants.extend([("PH", h as f64), ("PW", w as f64)]);
+        constants.extend(tiles.constants());
         constants
     }
 
     /// The tiled kernel whose rows are the places of y's pixels and whose columns the filters.
-    fn launch_over(&self, kernel: Kernel) -> Launch {
-        let (columns, tile) = (self.conv.filters, tile_columns(self.conv.filters));
-        let workgroups = Workgroups { fixed: 0, per_image: self.pixels() * PLACES, tile: AREA / tile, times: columns.div_ceil(tile) };
-        Launch { kernel, constants: self.constants(columns), workgroups }
+    fn launch_over(&self, kernel: Kernel, tiles: Tiles) -> Launch {
+        let per_image = self.pixels() * PLACES;
+        let workgroups = Workgroups { fixed: 0, per_image, tile: tiles.tile[0], times: tiles.across(self.conv.filters) };
+        Launch { kernel, constants: self.constants(tiles), workgroups }
     }
 
     /// The tiled kernel whose rows are the pixels of x and whose columns its channels.
-    fn launch_over_input(&self, kernel: Kernel) -> Launch {
-        let (columns, tile) = (self.conv.channels, tile_columns(self.conv.channels));
+    fn launch_over_input(&self, kernel: Kernel, tiles: Tiles) -> Launch {
         let per_image = self.conv.input[0] * self.conv.input[1];
-        let workgroups = Workgroups { fixed: 0, per_image, tile: AREA / tile, times: columns.div_ceil(tile) };
-        Launch { kernel, constants: self.constants(columns), workgroups }
+        let workgroups = Workgroups { fixed: 0, per_image, tile: tiles.tile[0], times: tiles.across(self.conv.channels) };
+        Launch { kernel, constants: self.constants(tiles), workgroups }
     }
 
     /// The tiled kernel over a weight, once for each slice.
-    fn launch_slices(&self, kernel: Kernel, slices: usize) -> Launch {
-        let mut constants = self.constants(self.conv.filters);
+    fn launch_slices(&self, kernel: Kernel, slices: usize, tiles: Tiles) -> Launch {
+        let mut constants = self.constants(tiles);
         constants.push(("SLICES", slices as f64));
-        Launch { kernel, constants, workgroups: Workgroups::fixed(slices * super::grad::tiles(&self.conv)) }
+        Launch { kernel, constants, workgroups: Workgroups::fixed(slices * super::grad::count(&self.conv, tiles)) }
     }
 
     /// The pixel of the convolution's output at a place of y's pixel `[h, w]`.
@@ -137,6 +137,10 @@ impl Conv2dReluPool {
 
     fn known(&self, inputs: &[TensorType]) -> Block {
         self.block(inputs).expect("shapes were checked when the graph was built")
+    }
+
+    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
+        stored(kernel!("conv2d_relu_pool"), &[("X", inputs[0].dtype), ("Y", self.output)])
     }
 }
 
@@ -204,9 +208,15 @@ impl Rules for Conv2dReluPool {
         true
     }
 
-    fn launch(&self, inputs: &[TensorType], output: TensorType) -> Launch {
-        let kernel = stored(kernel!("conv2d_relu_pool"), &[("X", inputs[0].dtype), ("Y", output.dtype)]);
-        self.known(inputs).launch_over(kernel)
+    fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
+        let block = self.known(inputs);
+        block.launch_over(self.kernel(inputs), Tiles::usual(block.conv.filters))
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let block = self.known(inputs);
+        let (columns, launch) = (block.conv.filters, |tiles| block.launch_over(self.kernel(inputs), tiles));
+        Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch)
     }
 
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {
