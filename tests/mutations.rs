@@ -420,6 +420,7 @@ fn checked() -> Option<Gpu> {
 fn every_mutation_of_a_kernel_is_noticed() {
     let Some(gpu) = checked() else { return };
     let (count, survivors) = survivors(&mutations(), &gpu);
+    println!("{count} mutations");
     assert!(survivors.is_empty(), "{} of {count} mutations survive: {survivors:#?}", survivors.len());
 }
 
