@@ -11,7 +11,7 @@ use super::profile::RunTimes;
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
-use crate::ops::{Cpu, CpuView};
+use crate::ops::{Cpu, CpuView, Style};
 use crate::plan::{Place, Plan, Step};
 use crate::shape::TensorType;
 
@@ -80,9 +80,14 @@ impl Executor for CpuExecutor {
         format!("cpu ({} threads)", self.threads())
     }
 
+    fn style(&self) -> Style {
+        Style::Cpu
+    }
+
     /// The number of threads changes no bit; the width of the processor's vectors does.
     fn identity(&self) -> String {
-        format!("cpu, {}, {:?}", std::env::consts::ARCH, pulp::Arch::new())
+        let vectors = format!("{:?}", pulp::Arch::new()); // a level with a list of what it stands for, like `V4(…)`
+        format!("cpu, {} {}", std::env::consts::ARCH, vectors.split('(').next().unwrap_or_default())
     }
 
     fn max_tensor_bytes(&self) -> u64 {

@@ -1,7 +1,10 @@
 //! Adam's step and the step's counters on the CPU.
 
-use pulp::{Arch, NullaryFnOnce};
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
+
+use super::arch;
+use super::tasks::in_pool;
 
 /// Elements of a block: with its sums it stays in the first-level cache.
 const BLOCK: usize = 2 * 1024;
@@ -25,10 +28,10 @@ pub(crate) fn adam(param: &mut [f32], moments: &mut [f32], grad: &[f32], scale: 
         }
         let mut total = [0.0f32; BLOCK];
         let total = &mut total[..count];
-        Arch::new().dispatch(Slices { grad, first, len, total });
+        arch().dispatch(Slices { grad, first, len, total });
         update(w, m, v, total, scale, steps, epsilon);
     };
-    if len + grad.len() <= ALONE {
+    if len + grad.len() <= ALONE || !in_pool() {
         let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
         param.chunks_mut(BLOCK).zip(moments).enumerate().for_each(|(i, (w, (m, v)))| block(i, w, m, v));
     } else {
@@ -65,11 +68,17 @@ impl NullaryFnOnce for Slices<'_> {
     }
 }
 
+/// What is left of a moment that fades where its gradient has become 0: nothing, before it is subnormal. Subnormal moments make Adam
+/// take ten times as long, and weights do not feel them.
+fn normal(moment: f32) -> f32 {
+    if moment.abs() < 1e-34 { 0.0 } else { moment }
+}
+
 /// The step of a block, in the vectors that every processor has: with wider ones its division and root are no faster.
 fn update(w: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], scale: f32, steps: [f32; 2], epsilon: f32) {
     for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
-        *m += (g - *m) * steps[0];
-        *v += (g * g - *v) * steps[1];
+        *m = normal(*m + (g - *m) * steps[0]);
+        *v = normal(*v + (g * g - *v) * steps[1]);
         *w -= scale * *m / (v.sqrt() + epsilon);
     }
 }

@@ -1,10 +1,12 @@
 //! A dense layer on the CPU: products in blocks over the thread pool, bias and ReLU while a block is in the cache.
 
-use pulp::{Arch, NullaryFnOnce};
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
+use super::arch;
 use super::gemm::{Matrix, product};
 use super::reduce::sum_rows;
+use super::tasks::in_pool;
 
 /// Rows of a block of y and of dx, and of dw.
 const ROWS: usize = 32;
@@ -30,7 +32,7 @@ pub(crate) struct Gradients<'a> {
 
 /// Calls `kernel(first row, block)` for each block of so many rows, on other threads too if there is work for them.
 fn blocks(out: &mut [f32], columns: usize, rows: usize, work: usize, kernel: impl Fn(usize, &mut [f32]) + Sync) {
-    if work <= ALONE {
+    if work <= ALONE || !in_pool() {
         out.chunks_mut(rows * columns).enumerate().for_each(|(i, block)| kernel(i * rows, block));
     } else {
         out.par_chunks_mut(rows * columns).enumerate().for_each(|(i, block)| kernel(i * rows, block));
@@ -47,7 +49,7 @@ pub(crate) fn forward(x: &[f32], w: &[f32], b: &[f32], relu: bool, y: &mut [f32]
         let count = y.len() / units;
         let x = Matrix::row_major(&x[first * features..], [count, features]);
         product(x, Matrix::row_major(w, [features, units]), y, units, false);
-        Arch::new().dispatch(BiasRelu { b, relu, y });
+        arch().dispatch(BiasRelu { b, relu, y });
     });
 }
 
@@ -60,7 +62,7 @@ pub(crate) fn backward(x: &[f32], w: &[f32], dy: Dy<'_>, units: usize, grads: Gr
         Some(y) => {
             scratch.resize(scratch.len().max(dy.dy.len()), 0.0);
             let g = &mut scratch[..dy.dy.len()];
-            Arch::new().dispatch(Through { dy: dy.dy, y, g });
+            arch().dispatch(Through { dy: dy.dy, y, g });
             &*g
         }
     };
@@ -81,7 +83,7 @@ pub(crate) fn backward(x: &[f32], w: &[f32], dy: Dy<'_>, units: usize, grads: Gr
             product(Matrix::strided(x, [batch, dw.len() / units], features).transposed(), gradient, dw, units, false);
         });
     };
-    if work <= ALONE {
+    if work <= ALONE || !in_pool() {
         of_x(dx);
         of_w(dw);
     } else {

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::tasks::in_pool;
+
 /// Rows summed by one task; their sums are added in order.
 const ROWS: usize = 2048;
 
@@ -21,7 +23,10 @@ pub(crate) fn sum_rows(x: &[f32], columns: usize, y: &mut [f32]) {
         }
         total
     };
-    let partials: Vec<Vec<f32>> = x.par_chunks(ROWS * columns).map(partial).collect();
+    let partials: Vec<Vec<f32>> = match in_pool() {
+        true => x.par_chunks(ROWS * columns).map(partial).collect(),
+        false => x.chunks(ROWS * columns).map(partial).collect(),
+    };
     y.fill(0.0);
     for partial in partials {
         y.iter_mut().zip(&partial).for_each(|(sum, part)| *sum += part);

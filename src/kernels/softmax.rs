@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::elementwise::blocks;
+use super::tasks::in_pool;
 
 /// Elements of a block, about: exponentials are dear.
 const BLOCK: usize = 2 * 1024;
@@ -44,7 +45,10 @@ pub(crate) fn cross_entropy(logits: &[f32], labels: &[u32], columns: usize) -> f
         x.get(label as usize).map_or(f32::NAN, |target| sum.ln() + (most - target))
     };
     let losses = |(x, labels): (&[f32], &[u32])| x.chunks_exact(columns).zip(labels).map(loss).sum::<f32>();
-    let sums: Vec<f32> = logits.par_chunks(ROWS * columns).zip(labels.par_chunks(ROWS)).map(losses).collect();
+    let sums: Vec<f32> = match in_pool() {
+        true => logits.par_chunks(ROWS * columns).zip(labels.par_chunks(ROWS)).map(losses).collect(),
+        false => logits.chunks(ROWS * columns).zip(labels.chunks(ROWS)).map(losses).collect(),
+    };
     sums.iter().fold(0.0, |total, sum| total + sum) / labels.len().max(1) as f32
 }
 
@@ -96,8 +100,9 @@ pub(crate) fn loss_head(logits: &[f32], labels: &[u32], columns: usize, dloss: f
         [rows.map(row).sum::<f32>(), correct(x, labels, columns)]
     };
     let rows = (BLOCK / columns).max(1);
-    let sums: Vec<[f32; 2]> = if labels.len() <= rows {
-        vec![block((logits, (labels, dlogits)))]
+    let sums: Vec<[f32; 2]> = if labels.len() <= rows || !in_pool() {
+        let rest = labels.chunks(rows).zip(dlogits.chunks_mut(rows * columns));
+        logits.chunks(rows * columns).zip(rest).map(block).collect()
     } else {
         let rest = labels.par_chunks(rows).zip(dlogits.par_chunks_mut(rows * columns));
         logits.par_chunks(rows * columns).zip(rest).map(block).collect()

@@ -5,9 +5,14 @@
 
 use rayon::prelude::*;
 
-/// Whether chunks are worth a pool.
+/// Whether there are other threads to hand work to.
+pub(crate) fn in_pool() -> bool {
+    rayon::current_thread_index().is_some()
+}
+
+/// Whether the caller does all chunks.
 fn alone<T>(data: &[T], len: usize) -> bool {
-    data.len() <= len || rayon::current_thread_index().is_none()
+    data.len() <= len || !in_pool()
 }
 
 /// Calls `task(number, chunk)` for each chunk of `len` elements.

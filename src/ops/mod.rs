@@ -121,6 +121,8 @@ pub enum Style {
     /// Registers alone: much work and wide loads for one invocation, no workgroup memory and no barriers. For software adapters,
     /// which are slow at each load and at every barrier.
     Registers,
+    /// No kernel of WGSL: the processor itself, by the operators' own kernels. It has few threads, and memory to save.
+    Cpu,
 }
 
 impl fmt::Display for Style {
@@ -128,6 +130,7 @@ impl fmt::Display for Style {
         f.write_str(match self {
             Self::Portable => "portable",
             Self::Registers => "registers",
+            Self::Cpu => "cpu",
         })
     }
 }

@@ -83,10 +83,23 @@ impl Chain for Block {
     }
 }
 
+/// Slices of a weight's gradient that keep the threads of a processor busy. Each is memory to write and to add up.
+const THREADS: usize = 16;
+
 /// Every block of the graph.
 pub(super) fn find(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
+    find_with(uses, usize::MAX)
+}
+
+/// The same, for threads in place of workgroups.
+pub(super) fn find_for_threads(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
+    find_with(uses, THREADS)
+}
+
+/// Every block, with so many slices of its weight's gradient at most.
+fn find_with(uses: &Uses<'_>, slices: usize) -> Vec<Box<dyn Chain>> {
     let convs = uses.all(|op| if let Op::Conv2d(conv) = op { Some(*conv) } else { None });
-    let blocks = convs.filter_map(|(id, conv)| block(uses, id, conv));
+    let blocks = convs.filter_map(|(id, conv)| block(uses, id, conv, slices));
     // What takes a block's place reads its operands later than the block does, so nothing may be updated meanwhile.
     let sound = |block: &Block| {
         let nodes: Vec<TensorId> = block.inside().into_iter().chain(block.outside()).collect();
@@ -95,7 +108,7 @@ pub(super) fn find(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
     blocks.filter(sound).map(|block| Box::new(block) as Box<dyn Chain>).collect()
 }
 
-fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d) -> Option<Block> {
+fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, most: usize) -> Option<Block> {
     let biased = uses.reader(conv_id, |op| matches!(op, Op::BiasAdd(_)))?;
     let relu = uses.reader(biased, |op| matches!(op, Op::Activation(Activation { function: Function::Relu })))?;
     let y = uses.reader(relu, |op| matches!(op, Op::MaxPool2d(MaxPool2d { window }) if *window == POOL))?;
@@ -111,7 +124,7 @@ fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d) -> Option<Block> {
             let dw = uses.reader(through, |op| matches!(op, Op::Conv2dWeightGrad(grad) if grad.conv == conv))?;
             let dx = uses.reader(through, |op| matches!(op, Op::Conv2dInputGrad(grad) if grad.conv == conv));
             let Some(Op::Conv2dWeightGrad(Conv2dWeightGrad { slices, .. })) = uses.op(dw) else { return None };
-            Some(Backward { dy: uses.inputs(unpooled)[1], through: [unpooled, through], dx, db, dw, slices: *slices })
+            Some(Backward { dy: uses.inputs(unpooled)[1], through: [unpooled, through], dx, db, dw, slices: most.min(*slices) })
         }
     };
     let [x, w] = [uses.inputs(conv_id)[0], uses.inputs(conv_id)[1]];

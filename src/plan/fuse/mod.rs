@@ -51,6 +51,7 @@ type Find = fn(&Uses<'_>) -> Vec<Box<dyn Chain>>;
 fn patterns(style: Style) -> &'static [Find] {
     match style {
         Style::Portable => &[conv2d::find, dense::find, loss::find, adam::sums, adam::pairs],
+        Style::Cpu => &[conv2d::find_for_threads, dense::find, loss::find, adam::sums, adam::pairs],
         Style::Registers => &[loss::find, adam::sums, adam::long_sums],
     }
 }
