@@ -268,17 +268,25 @@ impl Network {
         Ok(outputs.last().copied().unwrap_or(x))
     }
 
-    /// The same in mixed precision: what goes into a convolution, the first layer's excepted, is stored as f16. Returns the logits and
-    /// the tensors that are stored so, whose gradients are too.
+    /// The same in mixed precision: what goes into a convolution or a dense layer, the first excepted, is stored as f16. Returns the logits
+    /// and the tensors that are stored so, whose gradients are too.
     pub fn apply_mixed(&self, graph: &mut Graph, x: TensorId) -> Result<(TensorId, Vec<TensorId>)> {
-        let (mut y, mut stored) = (x, Vec::new());
-        for (i, layer) in self.layers.iter().enumerate() {
-            if i > 0 && matches!(layer.layer, Layer::Conv2d { .. }) {
-                let half = graph.cast(y, DType::F16)?;
-                y = graph.cast(half, DType::F32)?;
-                stored.push(half);
+        let (mut y, mut stored, mut learned) = (x, Vec::new(), false);
+        for layer in &self.layers {
+            let (learns, flattens) = (!layer.params.is_empty(), matches!(layer.layer, Layer::Flatten));
+            if learned && (learns || flattens) && graph.ty(y).dtype == DType::F32 {
+                y = graph.cast(y, DType::F16)?;
+                stored.push(y);
+            }
+            // Another shape over the same memory asks for no other type.
+            if !flattens && graph.ty(y).dtype == DType::F16 {
+                y = graph.cast(y, DType::F32)?;
             }
             y = layer.apply(graph, y)?;
+            learned |= learns;
+        }
+        if graph.ty(y).dtype == DType::F16 {
+            y = graph.cast(y, DType::F32)?;
         }
         graph.scope("");
         Ok((y, stored))

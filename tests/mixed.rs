@@ -15,12 +15,13 @@ use shadernet::exec::selftest::{F16_TOLERANCE, compare, from_bytes, to_bytes};
 use shadernet::exec::{Executor, reference};
 use shadernet::graph::{Graph, Role, TensorId};
 use shadernet::nn::{Layer, Model};
+use shadernet::ops::activation::Function;
 use shadernet::ops::{Overflow, Style};
 use shadernet::plan::Plan;
 use shadernet::shape::{DType, Shape, TensorType};
 use shadernet::train::{Event, Precision, Session, Snapshot, TrainConfig, Trainer, training_plans};
 
-/// Two convolutions with pooling, so that something lies between convolutions, small enough for a software GPU.
+/// Two convolutions with pooling and two dense layers, so that something lies between all of them, small enough for a software GPU.
 fn small() -> Model {
     Model {
         name: "small".to_owned(),
@@ -31,6 +32,7 @@ fn small() -> Model {
             Layer::conv2d(8, 3),
             Layer::max_pool2d(2),
             Layer::Flatten,
+            Layer::dense(12, Some(Function::Relu)),
             Layer::dense(10, None),
         ],
         classes: sample().train.classes,
@@ -89,9 +91,9 @@ fn casts(plan: &Plan) -> usize {
 fn a_fused_plan_has_no_casts_and_the_plain_plans_numbers() {
     let (graph, roots) = network(64.0);
     let [plain, fused] = [Plan::new, Plan::fused].map(|make| Arc::new(make(&graph, &roots, 4).unwrap()));
-    // Stored and loaded, forward and back.
-    assert_eq!((casts(&plain), casts(&fused)), (4, 0));
-    assert_eq!(roots.iter().filter(|&&root| graph.ty(root).dtype == DType::F16).count(), 2);
+    // Stored and loaded, forward and back, in three places.
+    assert_eq!((casts(&plain), casts(&fused)), (12, 0));
+    assert_eq!(roots.iter().filter(|&&root| graph.ty(root).dtype == DType::F16).count(), 6);
     assert!(fused.slot_bytes() < plain.slot_bytes());
     for batch in [1, 3, 4] {
         let drawn = |(id, node): (TensorId, &shadernet::graph::Node)| {
@@ -154,7 +156,7 @@ fn a_cast_that_something_else_needs_stays() {
 }
 
 #[test]
-fn the_plan_of_the_cifar10_network_stores_two_activations_and_their_gradients_as_f16() {
+fn the_plan_of_the_cifar10_network_stores_what_lies_between_layers_and_its_gradients_as_f16() {
     let model = shadernet::models::cifar10_cnn(&sample().train.classes);
     let [f32, mixed] = [Precision::F32, Precision::Mixed].map(|precision| {
         let config = TrainConfig { precision, ..TrainConfig::default() };
@@ -162,8 +164,8 @@ fn the_plan_of_the_cifar10_network_stores_two_activations_and_their_gradients_as
     });
     let halves: Vec<TensorType> =
         mixed[0].steps().iter().flat_map(|step| step.outputs()).map(|output| output.ty).filter(|ty| ty.dtype == DType::F16).collect();
-    let [first, second] = [[15, 15, 32], [6, 6, 64]].map(|extents| TensorType::f16(Shape::batched(&extents)));
-    assert_eq!(halves, [first, second, second, first]);
+    let extents: [&[usize]; 8] = [&[15, 15, 32], &[6, 6, 64], &[2, 2, 128], &[128], &[128], &[512], &[6, 6, 64], &[15, 15, 32]];
+    assert_eq!(halves, extents.map(|extents| TensorType::f16(Shape::batched(extents))));
     // One dispatch looks for overflow; validation is the same.
     assert_eq!(mixed[0].steps().len(), f32[0].steps().len() + 1);
     println!("slots: {} bytes as f32, {} as mixed", f32[0].slot_bytes(), mixed[0].slot_bytes());

@@ -95,12 +95,15 @@ fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> 
     Ok(Verdict { kernel, step: step.title(), shapes, worst, problem })
 }
 
-/// What an operator's result may be off, relative to values above 1 and absolute below. Sums are f32 whatever is stored; what is
-/// stored as f16 is rounded once more.
+/// What an operator's result may be off, relative to values above 1 and absolute below: what sums come to, which are f32 whatever is
+/// stored. A result that is stored as f16 is rounded once more ([`rounding`]).
 pub fn tolerance(op: &Op, types: &[TensorType], batch: usize) -> f64 {
-    let sum = TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt().max(4.0);
-    let stored = op.rules().infer(types).is_ok_and(|output| output.dtype == DType::F16);
-    if stored { sum + F16_TOLERANCE } else { sum }
+    TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt().max(4.0)
+}
+
+/// What a result of this type may be off beside its [`tolerance`].
+pub fn rounding(dtype: DType) -> f64 {
+    if dtype == DType::F16 { F16_TOLERANCE } else { 0.0 }
 }
 
 /// A reproducible number in `[0, 1)` for a place in a sequence (SplitMix64, Steele et al. 2014).

@@ -177,8 +177,11 @@ pub fn dense_layers() -> Vec<Example> {
     let mut all = Vec::new();
     for (relu, [features, units]) in [(true, [70, 37]), (false, [33, 10])] {
         let (x, w, y) = (batched(&[features]), fixed(&[features, units]), batched(&[units]));
-        all.push(example(Dense { relu }, &[x, w, fixed(&[units])], 35));
-        all.push(example(DenseGrad { relu }, &[x, y, y, w], 35));
+        for [to, from] in [[DType::F32, DType::F32], [DType::F16, DType::F16], [DType::F32, DType::F16]] {
+            let (xs, dys) = (TensorType { dtype: from, ..x }, TensorType { dtype: to, ..y });
+            all.push(example(Dense { relu, output: to }, &[xs, w, fixed(&[units])], 35));
+            all.push(example(DenseGrad { relu, dx: from }, &[xs, dys, dys, w], 35));
+        }
     }
     all
 }

@@ -12,7 +12,7 @@ use super::{Target, target};
 const LARGEST: (f64, f64) = (65_504.0, 65_504.0);
 
 pub(super) fn targets() -> Vec<Target> {
-    blocks().into_iter().chain(scaled()).collect()
+    blocks().into_iter().chain(layers()).chain(scaled()).collect()
 }
 
 fn half(ty: TensorType) -> TensorType {
@@ -58,6 +58,24 @@ fn blocks() -> Vec<Target> {
         target(
             example(Cast { to: DType::F32 }, &[half(batched(&[7, 9, 5]))], 3),
             &[["the first image alone", "LEN * call.batch", "LEN"], ["the neighbour's", "Y(x[i])", "Y(x[i ^ 1u])"]],
+        ),
+    ]
+}
+
+fn layers() -> Vec<Target> {
+    let [x, y] = [half(batched(&[70])), half(batched(&[37]))];
+    let w = fixed(&[70, 37]);
+    vec![
+        target(
+            example(Dense { relu: true, output: DType::F16 }, &[x, w, fixed(&[37])], 35),
+            &[["no relu", "RELU && z < 0.0", "false && z < 0.0"], ["the next feature", "FEATURES + k]);", "FEATURES + k + 1u]);"]],
+        ),
+        target(
+            example(DenseGrad { relu: true, dx: DType::F16 }, &[x, y, y, w], 35),
+            &[
+                ["what relu stopped goes through", "select(f32(dy[i]), 0.0, y[i] <= 0.0)", "f32(dy[i])"],
+                ["one element of four stored", "= DX(values[i]);", "= DX(values[0]);"],
+            ],
         ),
     ]
 }

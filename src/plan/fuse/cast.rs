@@ -1,6 +1,8 @@
 //! Casts: an operator that can load f16 reads what was stored so, and one that can store f16 writes it, so that no kernel only
 //! converts.
 
+use std::collections::HashMap;
+
 use super::{Now, Uses};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Role, TensorId};
@@ -12,18 +14,30 @@ fn loads(op: &Op, operand: usize) -> bool {
     match op {
         Op::Conv2dReluPool(_) => operand == 0,
         Op::Conv2dReluPoolInputGrad(_) => operand < 2,
-        Op::Conv2dReluPoolWeightGrad(_) => operand < 3,
+        Op::Conv2dReluPoolWeightGrad(_) | Op::DenseGrad(_) => operand < 3,
+        Op::Dense(_) => operand == 0,
         _ => false,
     }
 }
 
-/// The operator that stores its result as f16, if there is such a one.
-fn storing(op: &Op) -> Option<Op> {
-    match op {
-        Op::Conv2dReluPool(block) => Some(Conv2dReluPool { output: DType::F16, ..*block }.into()),
-        Op::Conv2dReluPoolInputGrad(grad) => Some(Conv2dReluPoolInputGrad { output: DType::F16, ..*grad }.into()),
+/// The operator that stores its output, or the extra one of this number, as f16, if there is such a one.
+fn storing(op: &Op, extra: Option<usize>) -> Option<Op> {
+    match (op, extra) {
+        (Op::Conv2dReluPool(block), None) => Some(Conv2dReluPool { output: DType::F16, ..*block }.into()),
+        (Op::Conv2dReluPoolInputGrad(grad), None) => Some(Conv2dReluPoolInputGrad { output: DType::F16, ..*grad }.into()),
+        (Op::Dense(dense), None) => Some(Dense { output: DType::F16, ..*dense }.into()),
+        (Op::DenseGrad(grad), Some(1)) => Some(DenseGrad { dx: DType::F16, ..*grad }.into()),
         _ => None,
     }
+}
+
+/// The node whose operator computes `x`, and that operator if it stores `x` as f16.
+fn stored(graph: &Graph, x: TensorId) -> Option<(TensorId, Op)> {
+    let (node, extra) = match graph.node(x).role {
+        Role::Extra(i) => (graph.node(x).inputs[0], Some(i)),
+        _ => (x, None),
+    };
+    Some((node, storing(graph.node(node).op.as_ref()?, extra)?))
 }
 
 /// Appends all that is needed once more, without the casts that nothing needs, and says what each tensor has become; nothing if
@@ -38,14 +52,15 @@ pub(super) fn absorb(graph: &mut Graph, roots: &[TensorId]) -> Result<Option<Now
     let widened: Vec<TensorId> =
         casts(DType::F32).filter(|&id| !roots.contains(&id) && !uses.in_leaf(uses.inputs(id)[0]) && uses.loaded_by_all(id, None)).collect();
     // Read as f16 by all its readers, the cast to f16 among them: it is stored so, and the cast goes.
-    let narrowed = casts(DType::F16).map(|id| (uses.inputs(id)[0], id)).filter(|&(x, id)| {
-        let stores = uses.op(x).is_some_and(|op| storing(op).is_some());
-        stores && !roots.contains(&x) && uses.loaded_by_all(x, Some(id))
-    });
+    let narrowed = casts(DType::F16)
+        .map(|id| (uses.inputs(id)[0], id))
+        .filter(|&(x, id)| stored(graph, x).is_some() && !roots.contains(&x) && uses.loaded_by_all(x, Some(id)));
     let narrowed: Vec<(TensorId, TensorId)> = narrowed.collect();
     if widened.is_empty() && narrowed.is_empty() {
         return Ok(None);
     }
+    // Each of these operators has one result that it may store as f16.
+    let storing_ops: HashMap<TensorId, Op> = narrowed.iter().filter_map(|&(x, _)| stored(graph, x)).collect();
     let nodes = uses.nodes();
     let scope = graph.current_scope().to_owned();
     let mut now = Now::new();
@@ -58,8 +73,7 @@ pub(super) fn absorb(graph: &mut Graph, roots: &[TensorId]) -> Result<Option<Now
             now.insert(id, now[&inputs[0]]);
             continue;
         }
-        let is_narrowed = narrowed.iter().any(|&(x, _)| x == id);
-        let op = if is_narrowed { storing(&op).unwrap_or(op) } else { op };
+        let op = storing_ops.get(&id).cloned().unwrap_or(op);
         graph.scope(label);
         let inputs: Vec<TensorId> = inputs.iter().map(|input| now[input]).collect();
         let copy = graph.apply(op, &inputs)?;
