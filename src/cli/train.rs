@@ -40,8 +40,8 @@ pub(super) struct Arguments {
     /// Determines the initial weights and every epoch's order.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
-    /// `f32`, or `mixed`: activations between convolutions, and their gradients, are stored as 16-bit floats, while sums, the loss, the
-    /// parameters and Adam's state stay f32; the loss is scaled by a power of two that is found while training. Needs a GPU whose
+    /// `f32`, or `mixed`: what goes from one convolution or dense layer to the next, and its gradient, is stored as 16-bit floats,
+    /// while sums, the loss, the parameters and Adam's state stay f32; the loss is scaled by a power of two that is found while training. Needs a GPU whose
     /// adapter has `shader-f16` (see `shadernet devices`).
     #[arg(long, value_enum, default_value_t = Stored::F32, value_name = "PRECISION")]
     precision: Stored,
