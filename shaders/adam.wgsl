@@ -3,7 +3,8 @@
 //   w        [LEN], changed in place
 //   moments  [2, LEN]: all of m, then all of v; changed in place
 //   g        [SLICES, LEN], partial sums of the gradient
-//   rate     [4]: lr, 1 - β1ᵗ, 1 - β2ᵗ and what is left of its rounding, of the step that is being taken
+//   rate     [4]: lr, 1 - β1ᵗ, 1 - β2ᵗ and what is left of its rounding, of the step that is being taken; if SCALED [8]: then what
+//            the gradient is to be multiplied by, whether one has overflowed, so that nothing is to change, and two others
 //
 // One workgroup changes 256 / SHARERS neighbouring elements; SHARERS invocations share the sum of each one's slices. An invocation
 // adds its slices in runs of 64, then run to run, which keeps the error of long sums small; the invocations' sums meet in a
@@ -17,6 +18,7 @@ override SHARERS: u32; // a power of two
 override STEP1: f32; // 1 - β1
 override STEP2: f32; // 1 - β2
 override EPSILON: f32;
+override SCALED: bool;
 
 const LANES = 256u;
 const RUN = 64u;
@@ -61,8 +63,11 @@ fn main(
         }
         total = sums[lane];
     }
-    if lane >= elements || i >= LEN {
+    if lane >= elements || i >= LEN || (SCALED && rate[5] >= 1.0) {
         return;
+    }
+    if SCALED {
+        total *= rate[4];
     }
     let m = moments[i] + (total - moments[i]) * STEP1;
     let v = moments[LEN + i] + (total * total - moments[LEN + i]) * STEP2;

@@ -3,7 +3,9 @@
 //   w0, w1              [LEN0], [LEN1], changed in place
 //   moments0, moments1  [2, LEN0], [2, LEN1]: all of m, then all of v; changed in place
 //   g0, g1              [SLICES0, LEN0], [SLICES1, LEN1], partial sums of the gradients
-//   rate                [4]: lr, 1 - β1ᵗ, 1 - β2ᵗ and what is left of its rounding, of the step that is being taken
+//   rate                [4]: lr, 1 - β1ᵗ, 1 - β2ᵗ and what is left of its rounding, of the step that is being taken; if SCALED [8]:
+//                       then what gradients are to be multiplied by, whether one has overflowed, so that nothing is to change,
+//                       and two others
 //
 // The first GROUPS0 workgroups take the first parameter, the others the second. For the rest it is adam.
 //
@@ -19,6 +21,7 @@ override SHARERS: u32; // a power of two
 override STEP1: f32; // 1 - β1
 override STEP2: f32; // 1 - β2
 override EPSILON: f32;
+override SCALED: bool;
 
 const LANES = 256u;
 const RUN = 64u;
@@ -76,8 +79,11 @@ fn main(
         }
         total = sums[lane];
     }
-    if lane >= elements || i >= len {
+    if lane >= elements || i >= len || (SCALED && rate[5] >= 1.0) {
         return;
+    }
+    if SCALED {
+        total *= rate[4];
     }
     if second {
         let moved = moments(vec2(moments1[i], moments1[LEN1 + i]), total);

@@ -3,7 +3,8 @@
 //   w        [LEN], changed in place; LEN a multiple of 4
 //   moments  [2, LEN]: all of m, then all of v; changed in place
 //   g        [SLICES, LEN], partial sums of the gradient
-//   rate     [4]: lr, 1 - β1ᵗ, 1 - β2ᵗ and what is left of its rounding, of the step that is being taken
+//   rate     [4]: lr, 1 - β1ᵗ, 1 - β2ᵗ and what is left of its rounding, of the step that is being taken; if SCALED [8]: then what
+//            the gradient is to be multiplied by, whether one has overflowed, so that nothing is to change, and two others
 //
 // What adam does, without workgroup memory and barriers, for adapters on which those are slow. One invocation changes four
 // neighbouring elements. It adds their slices in runs of 64, then run to run, which keeps the error of long sums small.
@@ -15,6 +16,7 @@ override SLICES: u32;
 override STEP1: f32; // 1 - β1
 override STEP2: f32; // 1 - β2
 override EPSILON: f32;
+override SCALED: bool;
 
 const LANES = 64u;
 const RUN = 64u;
@@ -36,7 +38,7 @@ fn main(
 ) {
     let quads = LEN / 4u;
     let i = (group.y * groups.x + group.x) * LANES + lane;
-    if i >= quads {
+    if i >= quads || (SCALED && rate[1].y >= 1.0) {
         return;
     }
     var total = vec4<f32>();
@@ -47,6 +49,9 @@ fn main(
             run += g[slice * quads + i];
         }
         total += run;
+    }
+    if SCALED {
+        total *= rate[1].x;
     }
     let m_before = moments[i];
     let v_before = moments[quads + i];

@@ -16,6 +16,10 @@
 // Dispatch: ceil(4·N·PH·PW / TILE_M) · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool.rs.
 
+// What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
+alias X = f32;
+alias Y = f32;
+
 override H: u32;
 override W: u32;
 override PH: u32;
@@ -39,10 +43,10 @@ override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<Y>;
 @group(0) @binding(4) var<storage, read_write> place: array<u32>; // four bytes each
 struct Call {
     batch: u32,
@@ -100,7 +104,7 @@ fn main(
             // A negative place is a huge one when unsigned.
             var value = 0.0;
             if k < depth && u32(row_h[row] + tap_h) < H && u32(row_w[row] + tap_w) < W {
-                value = x[u32(row_at[row] + offset)];
+                value = f32(x[u32(row_at[row] + offset)]);
             }
             x_tile[step * pitch + row] = value;
         }
@@ -172,10 +176,10 @@ fn pool(row: u32, rows: u32, column: u32, z: mat4x4<f32>) {
     where_ = select(where_, vec4(3u), better3);
 
     let at = row / 4u * FILTERS + column;
-    y[at] = best.x;
-    y[at + 1u] = best.y;
-    y[at + 2u] = best.z;
-    y[at + 3u] = best.w;
+    y[at] = Y(best.x);
+    y[at + 1u] = Y(best.y);
+    y[at + 2u] = Y(best.z);
+    y[at + 3u] = Y(best.w);
     place[at / 4u] = where_.x | where_.y << 8u | where_.z << 16u | where_.w << 24u;
 }
 

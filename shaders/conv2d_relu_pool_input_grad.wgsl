@@ -17,6 +17,11 @@
 // Dispatch: ceil(N·H·W / TILE_M) · ceil(CHANNELS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2dReluPoolInputGrad::reference` in src/ops/conv2d/relu_pool.rs.
 
+// What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
+alias DY = f32;
+alias Y = f32;
+alias DX = f32;
+
 override H: u32;
 override W: u32;
 override PH: u32;
@@ -40,11 +45,11 @@ override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
-@group(0) @binding(0) var<storage, read> dy: array<f32>;
-@group(0) @binding(1) var<storage, read> y: array<f32>;
+@group(0) @binding(0) var<storage, read> dy: array<DY>;
+@group(0) @binding(1) var<storage, read> y: array<Y>;
 @group(0) @binding(2) var<storage, read> place: array<u32>; // four bytes each
 @group(0) @binding(3) var<storage, read> w: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dx: array<DX>;
 struct Call {
     batch: u32,
 }
@@ -162,14 +167,14 @@ fn store_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
         return;
     }
     for (var i = 0u; i < 4u && column + i < CHANNELS; i += 1u) {
-        dx[row * CHANNELS + column + i] = values[i];
+        dx[row * CHANNELS + column + i] = DX(values[i]);
     }
 }
 
 // The gradient of the convolution's output at one place of a window, given the element of y.
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(dy[i], 0.0, there != here || y[i] <= 0.0);
+    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
 }
 
 fn g_quad(i: u32) -> vec4<f32> {

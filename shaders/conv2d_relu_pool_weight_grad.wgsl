@@ -18,6 +18,11 @@
 // Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, those of a slice together.
 // CPU twin: `Conv2dReluPoolWeightGrad::reference` in src/ops/conv2d/relu_pool.rs.
 
+// What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
+alias X = f32;
+alias DY = f32;
+alias Y = f32;
+
 override H: u32;
 override W: u32;
 override PH: u32;
@@ -40,9 +45,9 @@ override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
 override BLOCK_N: u32;  // and its columns, 4 or 8
 override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> dy: array<f32>;
-@group(0) @binding(2) var<storage, read> y: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<X>;
+@group(0) @binding(1) var<storage, read> dy: array<DY>;
+@group(0) @binding(2) var<storage, read> y: array<Y>;
 @group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
 @group(0) @binding(4) var<storage, read_write> dw: array<f32>;
 @group(0) @binding(5) var<storage, read_write> db: array<f32>;
@@ -100,7 +105,7 @@ fn main(
             let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
             var value = 0.0;
             if k < end && row < rows && h < H && v < W {
-                value = x[((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel];
+                value = f32(x[((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel]);
             }
             x_tile[i] = value;
         }
@@ -176,7 +181,7 @@ fn store_row(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
 // The gradient of the convolution's output at one place of a window, given the element of y.
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(dy[i], 0.0, there != here || y[i] <= 0.0);
+    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
 }
 
 fn x_quad(i: u32) -> vec4<f32> {

@@ -12,6 +12,10 @@
 // Dispatch: ceil(batch / 32) · ceil(UNITS / 32) workgroups, the tiles of a row of tiles side by side.
 // CPU twin: `Dense::reference` in src/ops/dense.rs.
 
+// What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
+alias X = f32;
+alias Y = f32;
+
 override FEATURES: u32;
 override UNITS: u32;
 override RELU: bool;
@@ -25,10 +29,10 @@ const PITCH = TILE + 1u;      // of a staged row: neighbouring k lie in differen
 const PLANE = PITCH * STEP;
 const SIDE = LANES / PARTS;   // invocations of a part
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<Y>;
 struct Call {
     batch: u32,
 }
@@ -100,7 +104,7 @@ fn load_x(row: u32, k: u32) -> f32 {
     if row >= call.batch || k >= FEATURES {
         return 0.0;
     }
-    return x[row * FEATURES + k];
+    return f32(x[row * FEATURES + k]);
 }
 
 fn load_w(k: u32, column: u32) -> f32 {
@@ -127,6 +131,6 @@ fn store(row: u32, column: u32, sums: vec4<f32>) {
     }
     for (var i = 0u; i < BLOCK && column + i < UNITS; i += 1u) {
         let z = sums[i] + b[column + i];
-        y[row * UNITS + column + i] = select(z, 0.0, RELU && z < 0.0);
+        y[row * UNITS + column + i] = Y(select(z, 0.0, RELU && z < 0.0));
     }
 }

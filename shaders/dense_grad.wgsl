@@ -15,6 +15,12 @@
 // Dispatch: ceil(FEATURES / 32) · (ceil(UNITS / 32) + ceil(batch / 32)) workgroups.
 // CPU twin: `DenseGrad::reference` in src/ops/dense/grad.rs.
 
+// What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
+alias X = f32;
+alias Y = f32;
+alias DY = f32;
+alias DX = f32;
+
 override FEATURES: u32;
 override UNITS: u32;
 override RELU: bool;
@@ -28,13 +34,13 @@ const PITCH = TILE + 1u;      // of a staged row: neighbouring terms lie in diff
 const PLANE = PITCH * STEP;
 const SIDE = LANES / PARTS;   // invocations of a part
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> y: array<f32>;
-@group(0) @binding(2) var<storage, read> dy: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<X>;
+@group(0) @binding(1) var<storage, read> y: array<Y>;
+@group(0) @binding(2) var<storage, read> dy: array<DY>;
 @group(0) @binding(3) var<storage, read> w: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dw: array<f32>;
 @group(0) @binding(5) var<storage, read_write> db: array<f32>;
-@group(0) @binding(6) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(6) var<storage, read_write> dx: array<DX>;
 struct Call {
     batch: u32,
 }
@@ -131,7 +137,7 @@ fn load_x(n: u32, feature: u32) -> f32 {
     if n >= call.batch || feature >= FEATURES {
         return 0.0;
     }
-    return x[n * FEATURES + feature];
+    return f32(x[n * FEATURES + feature]);
 }
 
 fn load_w(feature: u32, unit: u32) -> f32 {
@@ -148,9 +154,9 @@ fn load_g(n: u32, unit: u32) -> f32 {
     }
     let i = n * UNITS + unit;
     if RELU {
-        return select(dy[i], 0.0, y[i] <= 0.0);
+        return select(f32(dy[i]), 0.0, y[i] <= 0.0);
     }
-    return dy[i];
+    return f32(dy[i]);
 }
 
 // A row of a block of sums, its elements as far apart as a part has invocations.
@@ -173,7 +179,7 @@ fn store(of_x: bool, row: u32, column: u32, values: vec4<f32>) {
     for (var i = 0u; i < BLOCK && column + i < columns; i += 1u) {
         let at = row * columns + column + i;
         if of_x {
-            dx[at] = values[i];
+            dx[at] = DX(values[i]);
         } else {
             dw[at] = values[i];
         }

@@ -12,7 +12,20 @@ use crate::ops::Add;
 /// # Errors
 /// If `loss` is not a fixed tensor of one element, or does not depend on one of `wrt`.
 pub fn gradients(graph: &mut Graph, loss: TensorId, wrt: &[TensorId]) -> Result<Vec<TensorId>> {
+    let one = graph.constant(graph.ty(loss), 1.0);
+    scaled_gradients(graph, loss, one, wrt)
+}
+
+/// [`gradients`] times `scale`, one number of the type of the loss. The scale goes in at the loss, so every gradient on the way is scaled
+/// too: what mixed precision needs, since f16 has no room for small ones.
+///
+/// # Errors
+/// As [`gradients`], or if `scale` is of another type.
+pub fn scaled_gradients(graph: &mut Graph, loss: TensorId, scale: TensorId, wrt: &[TensorId]) -> Result<Vec<TensorId>> {
     let ty = graph.ty(loss);
+    if graph.ty(scale) != ty {
+        return Err(Error::invalid("the scale of gradients", graph.ty(scale), ty));
+    }
     if ty.shape.is_batched() || ty.shape.inner_len() != 1 {
         return Err(Error::invalid("the loss to differentiate", ty, "a tensor of one element"));
     }
@@ -23,7 +36,7 @@ pub fn gradients(graph: &mut Graph, loss: TensorId, wrt: &[TensorId]) -> Result<
 
     let scope = graph.current_scope().to_owned();
     let mut grads: Vec<Option<TensorId>> = vec![None; loss.index() + 1];
-    grads[loss.index()] = Some(graph.constant(ty, 1.0));
+    grads[loss.index()] = Some(scale);
     for id in (0..=loss.0).rev().map(TensorId) {
         let node = graph.node(id);
         let (Some(grad), Some(op), true) = (grads[id.index()], node.op.clone(), depends[id.index()]) else { continue };

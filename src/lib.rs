@@ -67,7 +67,8 @@
 //!   good. The self-test judges what is picked, a checkpoint holds it, and the tests run all of them everywhere.
 //! - Caches are no inputs: what they hold is checked, and what they lack or spoil is found out again. Without being asked for none is
 //!   written. They use [`files`]' atomic writes, the one thing in which `exec` looks to the right.
-//! - Every file in `shaders/` is valid WGSL as it stands, and naga translates it to SPIR-V, MSL and HLSL.
+//! - Every file in `shaders/` is valid WGSL as it stands, and naga translates it to SPIR-V, MSL and HLSL. A kernel that loads or stores
+//!   f16 is such a file with `f16` in its aliases (`ops/stored.rs`); it sums in f32 all the same.
 //! - Bindings follow the operands: inputs from 0, the outputs last, group 0 only, at most 8; no struct is mirrored between Rust
 //!   and WGSL. What the plan fixes is an `override`; the batch is the one `var<immediate>`.
 //! - A user's mistake, a bad file and a failing machine are an [`Error`] with the numbers that disagree; a panic is a broken

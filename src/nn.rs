@@ -11,7 +11,7 @@ use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d;
 use crate::ops::window::{Padding, Window};
 use crate::rng::{self, Stream};
-use crate::shape::{Shape, TensorType};
+use crate::shape::{DType, Shape, TensorType};
 
 /// A layer, as data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -266,6 +266,30 @@ impl Network {
     pub fn apply(&self, graph: &mut Graph, x: TensorId) -> Result<TensorId> {
         let outputs = self.apply_layers(graph, x)?;
         Ok(outputs.last().copied().unwrap_or(x))
+    }
+
+    /// The same in mixed precision: what goes into a convolution or a dense layer, the first excepted, is stored as f16. Returns the logits
+    /// and the tensors that are stored so, whose gradients are too.
+    pub fn apply_mixed(&self, graph: &mut Graph, x: TensorId) -> Result<(TensorId, Vec<TensorId>)> {
+        let (mut y, mut stored, mut learned) = (x, Vec::new(), false);
+        for layer in &self.layers {
+            let (learns, flattens) = (!layer.params.is_empty(), matches!(layer.layer, Layer::Flatten));
+            if learned && (learns || flattens) && graph.ty(y).dtype == DType::F32 {
+                y = graph.cast(y, DType::F16)?;
+                stored.push(y);
+            }
+            // Another shape over the same memory asks for no other type.
+            if !flattens && graph.ty(y).dtype == DType::F16 {
+                y = graph.cast(y, DType::F32)?;
+            }
+            y = layer.apply(graph, y)?;
+            learned |= learns;
+        }
+        if graph.ty(y).dtype == DType::F16 {
+            y = graph.cast(y, DType::F32)?;
+        }
+        graph.scope("");
+        Ok((y, stored))
     }
 
     /// The same, with the output of every layer.

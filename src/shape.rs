@@ -101,6 +101,8 @@ impl fmt::Debug for Shape {
 pub enum DType {
     /// 32-bit float: activations, weights, gradients.
     F32,
+    /// 16-bit float (IEEE 754 binary16): activations and their gradients as mixed precision stores them. Nothing is summed in it.
+    F16,
     /// Unsigned 32-bit integer: labels, permutations, counters.
     U32,
     /// Bytes, four to a word, the first in the lowest bits: images as they are stored.
@@ -108,10 +110,16 @@ pub enum DType {
 }
 
 impl DType {
+    /// Whether its values are floats.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16)
+    }
+
     /// Bytes an element takes.
     pub fn size(self) -> usize {
         match self {
             Self::F32 | Self::U32 => 4,
+            Self::F16 => 2,
             Self::U8 => 1,
         }
     }
@@ -130,6 +138,11 @@ impl TensorType {
     /// 32-bit floats of this shape.
     pub fn f32(shape: Shape) -> Self {
         Self { shape, dtype: DType::F32 }
+    }
+
+    /// 16-bit floats of this shape.
+    pub fn f16(shape: Shape) -> Self {
+        Self { shape, dtype: DType::F16 }
     }
 
     /// Unsigned 32-bit integers of this shape.
@@ -152,6 +165,7 @@ impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.dtype {
             DType::F32 => write!(f, "{}", self.shape),
+            DType::F16 => write!(f, "{} f16", self.shape),
             DType::U32 => write!(f, "{} u32", self.shape),
             DType::U8 => write!(f, "{} u8", self.shape),
         }

@@ -255,19 +255,19 @@ fn refusals_of_a_checkpoint_say_what_is_wrong() {
         (b"PK\x03\x04 an archive, longer than a header".to_vec(), r#"starts with "PK\x03\x04 an "#),
         (b"".to_vec(), r#"starts with """#),
         (b"SHADERNT".to_vec(), "found 8 bytes, expected 24 at least"),
-        (forged(3, 8, &body), "found format version 3, expected version 2; a newer program wrote it"),
-        (forged(1, 8, &body), "found format version 1, expected version 2; an older program wrote it"),
-        (forged(2, u64::MAX, &body), "a body of 8 bytes, expected 18446744073709551615,"),
-        (forged(2, 7, &body), "a body of 8 bytes, expected 7,"),
-        (forged(2, 16, &longer), "a value of 8 bytes in a body of 16"),
-        (forged(2, 4, &body[..4]), "a body that does not decode"),
+        (forged(4, 8, &body), "found format version 4, expected version 3; a newer program wrote it"),
+        (forged(2, 8, &body), "found format version 2, expected version 3; an older program wrote it"),
+        (forged(3, u64::MAX, &body), "a body of 8 bytes, expected 18446744073709551615,"),
+        (forged(3, 7, &body), "a body of 8 bytes, expected 7,"),
+        (forged(3, 16, &longer), "a value of 8 bytes in a body of 16"),
+        (forged(3, 4, &body[..4]), "a body that does not decode"),
     ];
     for (bytes, message) in cases {
         fs::write(&path, bytes).unwrap();
         let said = assert_model_error(load_checkpoint::<u64>(&path), "checkpoint", message);
         assert!(said.contains(message), "{said:?} lacks {message:?}");
     }
-    fs::write(&path, forged(2, 8, &body)).unwrap();
+    fs::write(&path, forged(3, 8, &body)).unwrap();
     assert_eq!(load_checkpoint::<u64>(&path).unwrap(), 7);
     assert_model_error(load_checkpoint::<u64>(folder.path()), "checkpoint", "a folder");
     assert!(matches!(load_checkpoint::<u64>(&folder.path().join("none")), Err(Error::Io { .. })));

@@ -16,7 +16,7 @@ use shadernet::ops::activation::Function;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
 use shadernet::plan::Plan;
-use shadernet::shape::{Shape, TensorType};
+use shadernet::shape::{DType, Shape, TensorType};
 
 const POOL: Window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid };
 
@@ -186,7 +186,7 @@ fn where_pixels_tie_or_are_nan_the_fused_operator_does_as_the_chain() {
     let x = graph.input("x", TensorType::f32(Shape::batched(&[2, 2, 1])));
     let w = graph.input("w", TensorType::f32(Shape::fixed(&[1, 1, 1, 4])));
     let b = graph.input("b", TensorType::f32(Shape::fixed(&[4])));
-    let y = graph.apply(Conv2dReluPool { conv: Conv2d::default() }, &[x, w, b]).unwrap();
+    let y = graph.apply(Conv2dReluPool { conv: Conv2d::default(), output: DType::F32 }, &[x, w, b]).unwrap();
     let place = graph.extra_outputs(y)[0];
     let plan = Arc::new(Plan::new(&graph, &[y, place], 1).unwrap());
     for mut exec in executors() {

@@ -3,6 +3,8 @@
 mod common;
 #[path = "mutations/dense.rs"]
 mod dense;
+#[path = "mutations/mixed.rs"]
+mod mixed;
 #[path = "mutations/registers.rs"]
 mod registers;
 #[path = "mutations/tiles.rs"]
@@ -156,12 +158,12 @@ fn products() -> Vec<Target> {
 fn relu_pools() -> Vec<Target> {
     let conv = Conv2d { stride: [2, 1], padding: Padding::Explicit { top: 1, bottom: 0, left: 2, right: 1 }, dilation: [1, 2], groups: 1 };
     let (x, w, b) = (batched(&[13, 9, 5]), fixed(&[3, 2, 5, 68]), fixed(&[68]));
-    let y = output(Conv2dReluPool { conv }, &[x, w, b]);
+    let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
     let place = TensorType { dtype: DType::U8, ..y };
-    let tied = Conv2dReluPool { conv: Conv2d::default() };
+    let tied = Conv2dReluPool { conv: Conv2d::default(), output: DType::F32 };
     vec![
         target(
-            example(Conv2dReluPool { conv }, &[x, w, b], 3),
+            example(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b], 3),
             &[
                 LAST_STEP,
                 ["padding of the other sign", "- i32(PAD_W)", "+ i32(PAD_W)"],
@@ -178,7 +180,7 @@ fn relu_pools() -> Vec<Target> {
             &[["last of equals wins", "(v > best)", "(v >= best)"]],
         ),
         target(
-            example(Conv2dReluPoolInputGrad { conv, input: [13, 9] }, &[y, y, place, w], 3),
+            example(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, &[y, y, place, w], 3),
             &[
                 ROW_TOO_MANY,
                 ["window not turned round", "row_w[row] - tap_w", "row_w[row] + tap_w"],
@@ -344,6 +346,7 @@ fn mutations() -> Vec<Target> {
         reductions(),
         products(),
         dense::targets(),
+        mixed::targets(),
         relu_pools(),
         pools(),
         rows(),
@@ -359,6 +362,12 @@ fn mutations() -> Vec<Target> {
 impl Target {
     fn kernel(&self) -> Kernel {
         self.example.op.rules().launch(&self.example.types, output(self.example.op.clone(), &self.example.types)).kernel
+    }
+
+    /// Whether an operand or the output is f16, which not every adapter has.
+    fn is_f16(&self) -> bool {
+        let output = output(self.example.op.clone(), &self.example.types);
+        self.example.types.iter().chain([&output]).any(|ty| ty.dtype == DType::F16)
     }
 
     /// The kernel's text with a fault.
@@ -381,7 +390,7 @@ impl Target {
 /// that the check did not see.
 fn survivors(targets: &[Target], gpu: &Gpu) -> (usize, Vec<String>) {
     let (mut count, mut survivors) = (0, Vec::new());
-    for target in targets {
+    for target in targets.iter().filter(|target| gpu.has_f16() || !target.is_f16()) {
         let (op, name) = (&target.example.op, target.kernel().name);
         target.check(op.clone(), gpu).unwrap_or_else(|e| panic!("{name} as it is: {e}"));
         for &fault in &target.faults {
@@ -411,6 +420,7 @@ fn checked() -> Option<Gpu> {
 fn every_mutation_of_a_kernel_is_noticed() {
     let Some(gpu) = checked() else { return };
     let (count, survivors) = survivors(&mutations(), &gpu);
+    println!("{count} mutations");
     assert!(survivors.is_empty(), "{} of {count} mutations survive: {survivors:#?}", survivors.len());
 }
 
@@ -436,11 +446,13 @@ fn every_kernel_has_a_mutation_and_every_mutation_is_valid_wgsl() {
             let source = target.broken(fault);
             let what = format!("{} ({})", target.kernel().name, fault[0]);
             let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
-            let checked = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES).validate(&module);
+            let checked = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16).validate(&module);
             checked.unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
         }
     }
-    let broken: BTreeSet<String> = mutations().iter().map(|target| target.kernel().name.to_owned()).collect();
+    // Kernels for f16 have the text of the file but for their aliases.
+    let stem = |target: &Target| target.kernel().name.split("_f16_").next().unwrap_or_default().to_owned();
+    let broken: BTreeSet<String> = mutations().iter().map(stem).collect();
     let folder = std::fs::read_dir(common::in_repository("shaders")).unwrap();
     let files: BTreeSet<String> = folder.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     assert_eq!(broken, files);

@@ -18,10 +18,11 @@ fn files() -> BTreeMap<String, String> {
     wgsl.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap())).collect()
 }
 
-/// Parses and validates with nothing but what every adapter has.
+/// Parses and validates with nothing but what every adapter has, and f16 where the kernel's name says that it is for that.
 fn validate(stem: &str, source: &str) -> (Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES).validate(&module);
+    let f16 = if stem.contains("_f16_") { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
+    let info = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES | f16).validate(&module);
     let info = info.unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
     (module, info)
 }
@@ -149,8 +150,17 @@ fn every_shader_is_launched_by_some_operator_with_the_text_of_its_file() {
     let mut launched = BTreeSet::new();
     for (_, launch) in launches() {
         let kernel = launch.kernel;
-        assert_eq!(files.get(kernel.name).map(String::as_str), Some(kernel.source), "{}.wgsl", kernel.name);
-        launched.insert(kernel.name);
+        // The text for f16 is that of the file with another word in the aliases that the name lists.
+        let (stem, aliases) = kernel.name.split_once("_f16_").unwrap_or((kernel.name, ""));
+        let mut text = files.get(stem).unwrap_or_else(|| panic!("{stem}.wgsl")).clone();
+        for alias in aliases.split('_').filter(|alias| !alias.is_empty()).map(str::to_uppercase) {
+            let line = format!("\nalias {alias} = f32;");
+            assert_eq!(text.matches(&line).count(), 1, "{stem}.wgsl: {line:?}");
+            text = text.replace(&line, &format!("\nalias {alias} = f16;"));
+        }
+        let enable = if aliases.is_empty() { "" } else { "enable f16;\n" };
+        assert!(format!("{enable}{text}") == kernel.source, "{}", kernel.name);
+        launched.insert(stem);
     }
     files.retain(|stem, _| !launched.contains(stem.as_str()));
     assert!(files.is_empty(), "no example launches {:?}", files.keys());
@@ -191,7 +201,7 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
         assert!(translated.entry_point_names[0].is_ok() && text.contains("kernel void main_"), "{name}: MSL");
 
         let immediates_target = Some(hlsl::BindTarget::default());
-        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, immediates_target, ..Default::default() };
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, immediates_target, ..Default::default() };
         let pipeline = hlsl::PipelineOptions::default();
         let mut text = String::new();
         let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(&module, &info, None);
@@ -209,7 +219,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
         let constants = constants(&module);
         let set: HashMap<&str, u32> = launch.constants.iter().map(|&(constant, value)| (constant, value as u32)).collect();
         let lanes = constants.get("LANES");
-        let tile = match name {
+        let tile = match name.split("_f16_").next().unwrap_or(name) {
             "sum" => set["OUTPUTS"],
             "adam" => lanes.unwrap() / set["SHARERS"],
             "dense" | "dense_grad" => constants["TILE"],
@@ -219,6 +229,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             | "adam_pair"
             | "loss_head"
             | "record"
+            | "scaled_tick"
             | "softmax_cross_entropy"
             | "tick"
             | "conv2d_weight_grad"
@@ -227,6 +238,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
                 constants["TILE"] * lanes.unwrap()
             }
+            "overflow" => 16 * lanes.unwrap(),              // 8 words of each invocation
             "adam_quads" | "sum_slices" => *lanes.unwrap(), // counted in quads
             _ if name.ends_with("_quads") => 4 * lanes.unwrap(),
             _ => *lanes.unwrap(),

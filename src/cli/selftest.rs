@@ -34,9 +34,9 @@ pub(super) struct Arguments {
 }
 
 /// Images of the small data set: enough for the steps that training and validation make, so that the kernels picked for those are
-/// judged. And what one buffer holds in the second pair of plans: there it is cut in two and in four.
+/// judged. And what one buffer holds in the second pair of plans: there it is cut in two and in three.
 const IMAGES: [usize; 2] = [128, 256];
-const IMAGES_A_BUFFER: u64 = 64;
+const IMAGES_A_BUFFER: u64 = 96;
 
 /// Runs the command.
 pub(super) fn run(arguments: &Arguments) -> Result {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::selftest::{from_bytes, sample, to_bytes};
+use super::selftest::{compare, from_bytes, largest, rounding, sample, to_bytes};
 use super::{Executor, POISON, PlanId, reference};
 use crate::error::Result;
 use crate::graph::{Graph, Init, TensorId};
@@ -22,6 +22,7 @@ pub(super) struct Alone {
 /// Something a step wrote, beside what it should have written.
 pub(super) struct Written {
     pub(super) what: String,
+    pub(super) dtype: DType,
     pub(super) got: Vec<f64>,
     pub(super) want: Vec<f64>,
     /// Whether memory after the last image of the batch changed.
@@ -89,7 +90,13 @@ impl Alone {
         let mut results = Vec::new();
         for (&i, want) in self.updates.iter().zip(updated) {
             let got = from_bytes(&exec.read(id, self.leaves[i], batch)?, self.types[i].dtype);
-            results.push(Written { what: format!("operand {i}"), got, want: want.clone().unwrap_or_default(), spilled: false });
+            results.push(Written {
+                what: format!("operand {i}"),
+                dtype: self.types[i].dtype,
+                got,
+                want: want.clone().unwrap_or_default(),
+                spilled: false,
+            });
         }
         for (i, ((output, ty), want)) in self.outputs.iter().zip(outputs).enumerate() {
             let Some(want) = want else { continue };
@@ -98,17 +105,18 @@ impl Alone {
             // Bytes share a word with the batch's last ones, so they are not judged.
             let spilled = ty.dtype != DType::U8 && beyond.chunks_exact(4).any(|word| word != POISON.to_ne_bytes());
             let what = if i == 0 { "output".to_owned() } else { format!("extra output {}", i - 1) };
-            results.push(Written { what, got: from_bytes(got, ty.dtype), want: want.clone(), spilled });
+            results.push(Written { what, dtype: ty.dtype, got: from_bytes(got, ty.dtype), want: want.clone(), spilled });
         }
         Ok(results)
     }
 }
 
-/// The largest error in units of the tolerance, and the first thing that is wrong.
+/// The largest error in units of the tolerance, that of each result's type, and the first thing that is wrong.
 pub(super) fn verdict(results: &[Written], tolerance: f64) -> (f64, Option<String>) {
-    let worst = results.iter().map(|result| super::selftest::largest(&result.got, &result.want, tolerance).0).fold(0.0, f64::max);
+    let allowed = |result: &Written| tolerance + rounding(result.dtype);
+    let worst = results.iter().map(|result| largest(&result.got, &result.want, allowed(result)).0).fold(0.0, f64::max);
     let problem = results.iter().find_map(|result| {
-        let wrong = super::selftest::compare(&result.got, &result.want, tolerance).err();
+        let wrong = compare(&result.got, &result.want, allowed(result)).err();
         let problem = wrong.or_else(|| result.spilled.then(|| "images beyond the batch were written".to_owned()))?;
         Some(format!("{}: {problem}", result.what))
     });

@@ -45,6 +45,11 @@ pub trait Executor: Send {
         Style::Portable
     }
 
+    /// Whether it has kernels for tensors of 16-bit floats. Without, it may refuse plans that have such.
+    fn has_f16(&self) -> bool {
+        false
+    }
+
     /// Device and driver: with the same plan and the same kernels picked, the same here means the same bits.
     fn identity(&self) -> String {
         self.device()
@@ -180,6 +185,7 @@ fn initial_word(role: Role, dtype: DType) -> u32 {
     };
     match dtype {
         DType::F32 => fill.to_bits(),
+        DType::F16 => u32::from(half::f16::from_f32(fill).to_bits()) * 0x1_0001,
         DType::U32 => fill as u32,
         DType::U8 => u32::from_ne_bytes([fill as u8; 4]),
     }

@@ -23,6 +23,9 @@ pub const MAX_ELEMENTS: usize = 1 << 26;
 /// What one rounded f32 operation may be off, with a little room: a sum of `terms` is held to it times the root of `terms`.
 pub const TOLERANCE: f64 = 1e-6;
 
+/// What rounding to f16 may be off, relative to the value: a unit in the last place, since drivers may cut where others round.
+pub const F16_TOLERANCE: f64 = 1.0 / 1024.0;
+
 /// How one step did.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
@@ -92,9 +95,15 @@ fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> 
     Ok(Verdict { kernel, step: step.title(), shapes, worst, problem })
 }
 
-/// What an operator's result may be off, relative to values above 1 and absolute below.
+/// What an operator's result may be off, relative to values above 1 and absolute below: what sums come to, which are f32 whatever is
+/// stored. A result that is stored as f16 is rounded once more ([`rounding`]).
 pub fn tolerance(op: &Op, types: &[TensorType], batch: usize) -> f64 {
     TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt().max(4.0)
+}
+
+/// What a result of this type may be off beside its [`tolerance`].
+pub fn rounding(dtype: DType) -> f64 {
+    if dtype == DType::F16 { F16_TOLERANCE } else { 0.0 }
 }
 
 /// A reproducible number in `[0, 1)` for a place in a sequence (SplitMix64, Steele et al. 2014).
@@ -105,10 +114,11 @@ pub fn noise(seed: u64, i: usize) -> f64 {
     ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Values of a type in a range, both ends included; floats are multiples of 2⁻²⁰, so that f32 holds them exactly.
+/// Values of a type in a range, both ends included; floats are multiples of 2⁻²⁰, so that f32 holds them exactly, or what f16 holds.
 pub fn sample(ty: TensorType, (low, high): (f64, f64), batch: usize, seed: u64) -> Vec<f64> {
     let value = |i| match ty.dtype {
         DType::F32 => f64::from(((low + (high - low) * noise(seed, i)) * 1_048_576.0).round() as f32 / 1_048_576.0),
+        DType::F16 => f64::from(half::f16::from_f64(low + (high - low) * noise(seed, i))),
         _ => low + (noise(seed, i) * (high - low + 1.0)).floor(),
     };
     (0..ty.shape.len(batch)).map(value).collect()
@@ -118,6 +128,7 @@ pub fn sample(ty: TensorType, (low, high): (f64, f64), batch: usize, seed: u64) 
 pub fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::F32 => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&v| half::f16::from_f64(v).to_le_bytes()).collect(),
         DType::U32 => values.iter().flat_map(|&v| (v as u32).to_le_bytes()).collect(),
         DType::U8 => values.iter().map(|&v| v as u8).collect(),
     }
@@ -126,8 +137,10 @@ pub fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
 /// Bytes of a tensor, as [`Executor::read`] gives them, as values.
 pub fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
     let (words, _) = bytes.as_chunks::<4>();
+    let (halves, _) = bytes.as_chunks::<2>();
     match dtype {
         DType::F32 => words.iter().map(|&word| f64::from(f32::from_le_bytes(word))).collect(),
+        DType::F16 => halves.iter().map(|&half| f64::from(half::f16::from_le_bytes(half))).collect(),
         DType::U32 => words.iter().map(|&word| f64::from(u32::from_le_bytes(word))).collect(),
         DType::U8 => bytes.iter().map(|&byte| f64::from(byte)).collect(),
     }

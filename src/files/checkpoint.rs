@@ -21,7 +21,7 @@ use super::read_whole;
 use crate::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"SHADERNT";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 20;
 const CHECKSUM: usize = 4;
 /// The largest body, in bytes.

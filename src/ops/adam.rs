@@ -6,6 +6,7 @@
 
 mod pair;
 
+use super::scale::{SCALED_RATE, scaled_rate_type};
 use super::step::{RATE, expect, rate_type};
 use super::{Cpu, LANES, Launch, Reference, Rules, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ pub use pair::AdamPair;
 
 /// `m += (g - m)(1 - β1)`, `v += (g² - v)(1 - β2)`, then the parameter's step. Operands `param` and `moments` `[2, elements]` (all of
 /// m, then all of v), which are changed, `grad`, and `rate`. The gradient is of the parameter's shape, or `[slices, …]`: partial
-/// sums of it.
+/// sums of it. With a `rate` `[8]` it is scaled, and nothing is changed where one has overflowed: see [`scale`](super::scale).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     /// Decay of the mean gradient; Keras's default is 0.9.
@@ -81,8 +82,9 @@ impl Adam {
         [(1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32]
     }
 
-    fn constants(&self) -> [(&'static str, f64); 3] {
-        [("STEP1", 1.0 - self.beta1), ("STEP2", 1.0 - self.beta2), ("EPSILON", self.epsilon)]
+    fn constants(&self, rate: TensorType) -> [(&'static str, f64); 4] {
+        let scaled = f64::from(is_scaled(rate.shape.inner_len()));
+        [("STEP1", 1.0 - self.beta1), ("STEP2", 1.0 - self.beta2), ("EPSILON", self.epsilon), ("SCALED", scaled)]
     }
 
     /// The reference of one parameter.
@@ -90,8 +92,12 @@ impl Adam {
         let len = param.len();
         let (m, v) = moments.split_at_mut(len);
         let scale = rate[0] * rate[2].sqrt() / rate[1];
+        let (unscale, overflowed) = if is_scaled(rate.len()) { (rate[4], rate[5] >= 1.0) } else { (1.0, false) };
+        if overflowed {
+            return;
+        }
         for i in 0..len {
-            let g: f64 = grad[i..].iter().step_by(len).sum();
+            let g = unscale * grad[i..].iter().step_by(len).sum::<f64>();
             m[i] += (g - m[i]) * (1.0 - self.beta1);
             v[i] += (g * g - v[i]) * (1.0 - self.beta2);
             param[i] -= scale * m[i] / (v[i].sqrt() + self.epsilon);
@@ -103,6 +109,11 @@ impl Adam {
         let scale = rate[0] * rate[2].sqrt() / rate[1];
         kernels::adam::adam(param, moments, grad, scale, self.steps(), self.epsilon as f32);
     }
+}
+
+/// Whether a rate of so many elements says how gradients are scaled.
+fn is_scaled(rate: usize) -> bool {
+    rate == scaled_rate_type().shape.inner_len()
 }
 
 /// How many partial sums a gradient has. 1 if it is the gradient itself.
@@ -128,13 +139,14 @@ fn flops(param: TensorType, grad: TensorType) -> u64 {
 
 /// The check of one parameter's operands; `names` are theirs.
 fn check(op: &'static str, names: [&'static str; 4], inputs: [TensorType; 4]) -> Result<()> {
-    let [param, _, grad, _] = inputs;
+    let [param, _, grad, rate] = inputs;
+    let scaled = is_scaled(rate.shape.inner_len());
     let given = if is_gradient(param, grad) { grad } else { param };
     let expected = [
         (names[0], param, PARAM),
         (names[1], Adam::moments(param), MOMENTS),
         (names[2], given, "as the parameter, or (slices, …)"),
-        (names[3], rate_type(), RATE),
+        if scaled { (names[3], scaled_rate_type(), SCALED_RATE) } else { (names[3], rate_type(), RATE) },
     ];
     expect(op, &inputs, &expected)?;
     if param.dtype == DType::F32 && !param.shape.is_batched() {
@@ -169,6 +181,9 @@ impl Rules for Adam {
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
+        if is_scaled(args.inputs[3].f32().len()) {
+            return false;
+        }
         let [param, moments] = &mut args.updated[..] else { unreachable!("adam updates two operands") };
         self.cpu_step(param, moments, args.inputs[2].f32(), args.inputs[3].f32());
         true
@@ -213,7 +228,7 @@ impl Adam {
     fn shared_by(&self, inputs: &[TensorType], sharers: usize) -> Launch {
         let mut constants =
             vec![("LEN", inputs[0].shape.inner_len() as f64), ("SLICES", slices(inputs[0], inputs[2]) as f64), ("SHARERS", sharers as f64)];
-        constants.extend(self.constants());
+        constants.extend(self.constants(inputs[3]));
         Launch { kernel: kernel!("adam"), constants, workgroups: Workgroups::over(inputs[0], LANES / sharers) }
     }
 }

@@ -4,6 +4,7 @@
 
 mod grad;
 
+use super::stored::stored;
 use super::{Cpu, Launch, Reference, Rules, Workgroups, kernel, no_second_gradient};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
@@ -15,17 +16,20 @@ pub use grad::DenseGrad;
 /// Edge of the tile that one workgroup computes; `TILE` in the kernels.
 const TILE: usize = 32;
 
-/// `y[n, u] = relu(Σ x[n, k] · w[k, u] + b[u])` of operands x `[N, K]`, w `[K, U]`, b `[U]`: `[N, U]`.
+/// `y[n, u] = relu(Σ x[n, k] · w[k, u] + b[u])` of operands x `[N, K]`, w `[K, U]`, b `[U]`: `[N, U]`. x and y may each be f16: they are
+/// stored so, and summed in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dense {
     /// Whether ReLU follows. A NaN passes it.
     pub relu: bool,
+    /// What y is stored as.
+    pub output: DType,
 }
 
 /// K and U, or what does not fit.
 fn extents(x: TensorType, w: TensorType) -> Result<[usize; 2], String> {
     match (x.shape.is_batched(), x.shape.inner(), w.shape.is_batched(), w.shape.inner()) {
-        (true, &[k], false, &[rows, units]) if k == rows && k > 0 && units > 0 && x.dtype == DType::F32 && w.dtype == DType::F32 => {
+        (true, &[k], false, &[rows, units]) if k == rows && k > 0 && units > 0 && x.dtype.is_float() && w.dtype == DType::F32 => {
             Ok([k, units])
         }
         (true, &[k], false, &[rows, _]) if k != rows => Err(format!("x has {k} features but w has {rows} rows")),
@@ -49,7 +53,8 @@ impl Rules for Dense {
             if b == bias { Ok(units) } else { Err(format!("the bias is {b}, expected {bias}")) }
         });
         match units {
-            Ok(units) => Ok(TensorType::f32(Shape::batched(&[units]))),
+            Ok(units) if self.output.is_float() => Ok(TensorType { shape: Shape::batched(&[units]), dtype: self.output }),
+            Ok(_) => Err(Error::invalid("what dense's output is stored as", format!("{:?}", self.output), "a float type")),
             Err(problem) => {
                 let operands = vec![("x", x, "(N, K) f32"), ("w", w, "(K, U) f32"), ("b", b, "(U) f32")];
                 Err(Error::Shape { op: self.name(), problem, operands })
@@ -73,6 +78,9 @@ impl Rules for Dense {
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
+        if [args.inputs[0].ty.dtype, self.output].contains(&DType::F16) {
+            return false;
+        }
         let [x, w, b] = [0, 1, 2].map(|i| args.inputs[i].f32());
         kernels::dense::forward(x, w, b, self.relu, args.output);
         true
@@ -82,7 +90,8 @@ impl Rules for Dense {
         let [features, units] = [inputs[1].shape.inner()[0], inputs[1].shape.last()];
         let constants = vec![("FEATURES", features as f64), ("UNITS", units as f64), ("RELU", f64::from(self.relu))];
         let workgroups = Workgroups { fixed: 0, per_image: 1, tile: TILE, times: units.div_ceil(TILE) };
-        Launch { kernel: kernel!("dense"), constants, workgroups }
+        let kernel = stored(kernel!("dense"), &[("X", inputs[0].dtype), ("Y", self.output)]);
+        Launch { kernel, constants, workgroups }
     }
 
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {

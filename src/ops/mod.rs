@@ -9,6 +9,7 @@ pub mod activation;
 pub mod adam;
 pub mod arithmetic;
 pub mod bias;
+pub mod cast;
 #[cfg(test)]
 mod checks;
 pub mod conv2d;
@@ -21,8 +22,10 @@ mod operators;
 pub mod pool;
 pub mod reduce;
 pub mod reshape;
+pub mod scale;
 pub mod softmax;
 pub mod step;
+mod stored;
 mod tiles;
 pub mod window;
 
@@ -209,6 +212,12 @@ impl<'a> CpuView<'a> {
         self.words
     }
 
+    /// As 16-bit floats.
+    pub fn f16(&self) -> &'a [half::f16] {
+        debug_assert_eq!(self.ty.dtype, DType::F16, "operand read as f16");
+        &bytemuck::cast_slice(self.words)[..self.len]
+    }
+
     /// As unsigned integers.
     pub fn u32(&self) -> &'a [u32] {
         debug_assert_eq!(self.ty.dtype, DType::U32, "operand read as u32");
@@ -225,6 +234,7 @@ impl<'a> CpuView<'a> {
     pub fn to_f64(&self) -> Vec<f64> {
         match self.ty.dtype {
             DType::F32 => self.f32().iter().map(|&v| f64::from(v)).collect(),
+            DType::F16 => self.f16().iter().map(|&v| f64::from(v)).collect(),
             DType::U32 => self.u32().iter().map(|&v| f64::from(v)).collect(),
             DType::U8 => self.u8().iter().map(|&v| f64::from(v)).collect(),
         }
@@ -279,6 +289,7 @@ impl Cpu<'_> {
 pub(crate) fn store(words: &mut [f32], values: &[f64], dtype: DType) {
     match dtype {
         DType::F32 => words.iter_mut().zip(values).for_each(|(w, &v)| *w = v as f32),
+        DType::F16 => bytemuck::cast_slice_mut(words).iter_mut().zip(values).for_each(|(w, &v)| *w = half::f16::from_f64(v)),
         DType::U32 => bytemuck::cast_slice_mut(words).iter_mut().zip(values).for_each(|(w, &v)| *w = v as u32),
         DType::U8 => bytemuck::cast_slice_mut(words).iter_mut().zip(values).for_each(|(w, &v)| *w = v as u8),
     }
@@ -344,7 +355,7 @@ pub trait Rules: fmt::Debug + Send + Sync {
     /// from the same range, both ends included.
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
         match inputs[input].dtype {
-            DType::F32 => (-1.0, 1.0),
+            DType::F32 | DType::F16 => (-1.0, 1.0),
             DType::U32 => (0.0, 1.0),
             DType::U8 => (0.0, 255.0),
         }
@@ -360,7 +371,7 @@ pub trait Rules: fmt::Debug + Send + Sync {
     /// output unless the operator says otherwise.
     fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
         match self.infer(inputs) {
-            Ok(output) if output.dtype == DType::F32 => output.shape.len(batch) as u64,
+            Ok(output) if output.dtype.is_float() => output.shape.len(batch) as u64,
             _ => 0,
         }
     }

@@ -41,6 +41,7 @@ operators! {
     adam: Adam, AdamPair;
     arithmetic: Add, Mul;
     bias: BiasAdd;
+    cast: Cast;
     fma: FmaChains;
     gather: GatherBatch;
     loss: Accuracy, LossHead, SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad;
@@ -50,6 +51,7 @@ operators! {
     pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
     reduce: Broadcast, Sum, SumSlices;
     reshape: Reshape;
+    scale: Overflow, ScaledTick;
     softmax: Softmax, SoftmaxGrad;
     step: Record, Tick;
 }

@@ -1,6 +1,7 @@
 //! The end of a step: what it came to is written down, and the counters are advanced on the device itself, so that many steps
 //! go out in one submission.
 
+use super::scale::{SCALED_RATE, scaled_rate_type};
 use super::{Cpu, Launch, Reference, Rules, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
@@ -75,8 +76,8 @@ pub(super) fn expect(op: &'static str, inputs: &[TensorType], expected: &[Expect
     Err(Error::Shape { op, problem: format!("{name} is {found}, expected {wanted}"), operands })
 }
 
-/// The shape rule of both, as far as their operands go.
-fn check(op: &'static str, inputs: &[TensorType]) -> Result<()> {
+/// The shape rule of all that end a step, as far as their operands go.
+pub(super) fn check(op: &'static str, inputs: &[TensorType]) -> Result<()> {
     let scalar = TensorType::f32(Shape::fixed(&[]));
     let steps = inputs[3].shape.inner().first().copied().unwrap_or(1);
     let log = TensorType::f32(Shape::fixed(&[steps, 2]));
@@ -85,13 +86,14 @@ fn check(op: &'static str, inputs: &[TensorType]) -> Result<()> {
         ("correct", scalar, "() f32"),
         ("clock", clock_type(), "(2) u32"),
         ("log", log, "(steps, 2) f32"),
-        ("rate", rate_type(), RATE),
+        if inputs.len() == 6 { ("rate", scaled_rate_type(), SCALED_RATE) } else { ("rate", rate_type(), RATE) },
+        ("loss_scale", scalar, "() f32"),
     ];
     expect(op, inputs, &expected[..inputs.len()])
 }
 
-/// The reference of what both do.
-fn record([loss, correct]: [f64; 2], clock: &mut [f64], log: &mut [f64], batch: usize) {
+/// The reference of what all of them do.
+pub(super) fn record([loss, correct]: [f64; 2], clock: &mut [f64], log: &mut [f64], batch: usize) {
     let row = 2 * clock[0] as usize;
     if let Some(row) = log.get_mut(row..row + 2) {
         row.copy_from_slice(&[loss, correct]);
@@ -100,11 +102,20 @@ fn record([loss, correct]: [f64; 2], clock: &mut [f64], log: &mut [f64], batch: 
     clock[1] += batch as f64;
 }
 
-/// Bytes that both move: loss, count, clock twice, and one row of the log.
-const BYTES: u64 = 32;
+/// The reference of the rate's next values. rate[3] is what rounding added to rate[2]; here nothing is rounded that matters, so none is
+/// left.
+pub(super) fn next_rate(rate: &mut [f64], [beta1, beta2]: [f64; 2]) {
+    let exact = rate[2] - rate[3];
+    rate[1] += (1.0 - beta1) * (1.0 - rate[1]);
+    rate[2] = exact + (1.0 - beta2) * (1.0 - exact);
+    rate[3] = 0.0;
+}
+
+/// Bytes that all of them move: loss, count, clock twice, and one row of the log.
+pub(super) const BYTES: u64 = 32;
 
 /// Steps of the log, the one after the last drawn too: it must write nothing. Images of the clock come from the same range.
-fn clock_domain(inputs: &[TensorType]) -> (f64, f64) {
+pub(super) fn clock_domain(inputs: &[TensorType]) -> (f64, f64) {
     (0.0, inputs[3].shape.inner()[0] as f64)
 }
 
@@ -184,15 +195,11 @@ impl Rules for Tick {
         super::no_second_gradient(self.name())
     }
 
-    // rate[3] is what rounding added to rate[2]; here nothing is rounded that matters, so none is left.
     fn reference(&self, args: &mut Reference<'_>) {
         let row = [args.inputs[0].data[0], args.inputs[1].data[0]];
         let [clock, log, rate] = &mut args.updated[..] else { unreachable!("tick updates three operands") };
         record(row, clock, log, args.batch);
-        let exact = rate[2] - rate[3];
-        rate[1] += (1.0 - self.beta1) * (1.0 - rate[1]);
-        rate[2] = exact + (1.0 - self.beta2) * (1.0 - exact);
-        rate[3] = 0.0;
+        next_rate(rate, [self.beta1, self.beta2]);
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {

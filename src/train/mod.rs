@@ -3,6 +3,7 @@
 //! [`Trainer::fit`] is the loop; what a step is, and how the device does it without the host, is [`session`]'s. An observer
 //! hears of progress and may stop the loop at any step; what was reached is saved then.
 
+mod precision;
 mod program;
 pub mod session;
 mod state;
@@ -17,6 +18,7 @@ use crate::exec::Executor;
 use crate::files::{CheckpointDir, History, NamedTensor, model};
 use crate::nn::Model;
 use crate::ops::Adam;
+pub use precision::Precision;
 pub use program::training_plans;
 pub use session::{Metrics, Session, Snapshot};
 use state::{Machine, Progress, Run};
@@ -34,6 +36,8 @@ pub struct TrainConfig {
     pub adam: Adam,
     /// Determines the initial weights and every epoch's order. Same seed, device and settings: same bits.
     pub seed: u64,
+    /// How activations are stored. What it asks of a device is in [`Precision::check`].
+    pub precision: Precision,
     /// Where checkpoints, the best and the last model go, if anywhere.
     pub checkpoint_dir: Option<PathBuf>,
     /// Also save a checkpoint after every so many steps of an epoch.
@@ -50,6 +54,7 @@ impl Default for TrainConfig {
             learning_rate: 1e-3,
             adam: Adam::default(),
             seed: 0,
+            precision: Precision::F32,
             checkpoint_dir: None,
             checkpoint_steps: None,
             resume: false,

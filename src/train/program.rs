@@ -3,8 +3,8 @@
 //! It depends on the model, the settings and the number of images, not on their content or on a device, so that memory and
 //! dispatches can be told before anything is loaded.
 
-use super::TrainConfig;
-use crate::autodiff::gradients;
+use super::{Precision, TrainConfig};
+use crate::autodiff::{gradients, scaled_gradients};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{Model, Network};
@@ -34,6 +34,8 @@ pub(super) struct Program {
     pub(super) network: Network,
     pub(super) moments: Vec<TensorId>, // of each parameter, m before v
     pub(super) rate: TensorId,
+    /// What the loss is multiplied by, in mixed precision.
+    pub(super) loss_scale: Option<TensorId>,
     pub(super) splits: [Split; 2],
     pub(super) plans: [Plan; 2],
 }
@@ -59,15 +61,25 @@ impl Program {
         let adam = config.adam;
 
         let train_split = split(&mut graph, "train", (model, images[0]), config.batch, largest)?;
-        let logits = network.apply(&mut graph, train_split.images)?;
+        let mixed = config.precision == Precision::Mixed;
+        let (logits, stored) = match mixed {
+            true => network.apply_mixed(&mut graph, train_split.images)?,
+            false => (network.apply(&mut graph, train_split.images)?, Vec::new()),
+        };
         graph.scope("loss");
         let loss = graph.softmax_cross_entropy(logits, train_split.labels_now)?;
         let correct = graph.correct(logits, train_split.labels_now)?;
         let params = network.params();
-        let grads = gradients(&mut graph, loss, &params)?;
+        let loss_scale = mixed.then(|| graph.state("loss_scale", TensorType::f32(Shape::fixed(&[])), 0.0));
+        let wanted: Vec<TensorId> = params.iter().chain(&stored).copied().collect();
+        let grads = match loss_scale {
+            Some(scale) => scaled_gradients(&mut graph, loss, scale, &wanted)?,
+            None => gradients(&mut graph, loss, &wanted)?,
+        };
         graph.scope("adam");
-        let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.0);
-        let (mut roots, mut moments) = (Vec::new(), Vec::new());
+        let rate = graph.state("rate", TensorType::f32(Shape::fixed(&[if mixed { 8 } else { 4 }])), 0.0);
+        let mut roots = graph.overflow(&grads[params.len()..], rate)?;
+        let mut moments = Vec::new();
         for (&param, &grad) in params.iter().zip(&grads) {
             graph.scope(graph.node(param).label.clone());
             let of_param = graph.state("moments", Adam::moments(graph.ty(param)), 0.0);
@@ -75,7 +87,11 @@ impl Program {
             moments.push(of_param);
         }
         graph.scope("clock");
-        roots.push(graph.tick(adam.tick(), [loss, correct], train_split.clock, train_split.log, rate)?);
+        let (clock, log) = (train_split.clock, train_split.log);
+        roots.push(match loss_scale {
+            Some(scale) => graph.scaled_tick(adam.scaled_tick(), [loss, correct], clock, log, [rate, scale])?,
+            None => graph.tick(adam.tick(), [loss, correct], clock, log, rate)?,
+        });
         // No step has more images than there are, and memory for more would be wasted.
         let train_plan = Plan::for_style(style, &graph, &roots, config.batch.min(images[0]))?;
 
@@ -88,7 +104,7 @@ impl Program {
         let record = graph.record(loss, correct, test_split.clock, test_split.log)?;
         let test_plan = Plan::for_style(style, &graph, &[record], EVALUATION_BATCH.min(images[1]))?;
         let (splits, plans) = ([train_split, test_split], [train_plan, test_plan]);
-        Ok(Self { graph, network, moments, rate, splits, plans })
+        Ok(Self { graph, network, moments, rate, loss_scale, splits, plans })
     }
 }
 

@@ -12,6 +12,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::exec::ceiling::Ceiling;
 use crate::exec::profile::RunTimes;
+use crate::exec::selftest::from_bytes;
 use crate::exec::{Executor, PlanId, read_f32, read_u32, write_f32, write_u32};
 use crate::graph::{Graph, TensorId};
 use crate::nn::{self, Model, Network};
@@ -35,7 +36,8 @@ pub struct Snapshot {
     pub params: Vec<Vec<f32>>,
     /// First and second moments of each.
     pub moments: Vec<[Vec<f32>; 2]>,
-    /// Learning rate and bias corrections of the coming step.
+    /// Learning rate and bias corrections of the coming step; in mixed precision also the scale of the loss and what decides of the next, see
+    /// [`scale`](crate::ops::scale).
     pub rate: Vec<f32>,
     /// Step within the epoch, and images seen of it.
     pub clock: Vec<u32>,
@@ -50,6 +52,7 @@ pub struct Session {
     network: Network,
     moments: Vec<TensorId>,
     rate: TensorId,
+    loss_scale: Option<TensorId>,
     train: Split,
     test: Split,
     train_plan: PlanId,
@@ -65,6 +68,7 @@ impl Session {
     /// A model that does not fit the images, data sets too large for the device, or a lack of memory.
     pub fn new(exec: Box<dyn Executor>, model: &Model, train: &Dataset, test: &Dataset, config: TrainConfig) -> Result<Self> {
         config.check()?;
+        config.precision.check(exec.as_ref())?;
         for (what, data) in [("training", train), ("test", test)] {
             let found = [data.height, data.width, data.channels];
             if found != model.input || data.is_empty() {
@@ -76,7 +80,7 @@ impl Session {
             }
         }
         let program = Program::new(model, [train.len(), test.len()], &config, exec.max_tensor_bytes(), exec.style())?;
-        let Program { graph, network, moments, rate, splits: [train_split, test_split], plans } = program;
+        let Program { graph, network, moments, rate, loss_scale, splits: [train_split, test_split], plans } = program;
         let [train_plan, test_plan] = plans.map(Arc::new);
 
         let mut exec = exec;
@@ -86,12 +90,16 @@ impl Session {
         upload(exec.as_mut(), &test_split, test)?;
         let identity: Vec<u32> = (0..test.len() as u32).collect();
         write_u32(exec.as_mut(), test_split.order, &identity)?;
-        let mut session =
-            Self { exec, graph, network, moments, rate, train: train_split, test: test_split, train_plan, test_plan, plans, config };
+        let (train, test) = (train_split, test_split);
+        let mut session = Self { exec, graph, network, moments, rate, loss_scale, train, test, train_plan, test_plan, plans, config };
         for (param, values) in nn::initial_values(&session.graph, session.config.seed) {
             write_f32(session.exec.as_mut(), param, &values)?;
         }
-        write_f32(session.exec.as_mut(), rate, &session.config.adam.first_rate(session.config.learning_rate))?;
+        let (adam, learning_rate) = (session.config.adam, session.config.learning_rate);
+        match loss_scale {
+            Some(_) => session.write_rate(&adam.first_scaled_rate(learning_rate))?,
+            None => session.write_rate(&adam.first_rate(learning_rate))?,
+        }
         Ok(session)
     }
 
@@ -222,7 +230,7 @@ impl Session {
     pub fn restore(&mut self, snapshot: &Snapshot, epoch: usize) -> Result<()> {
         let (steps, seen) = (snapshot.clock.first().copied().unwrap_or(0) as usize, snapshot.clock.get(1).copied().unwrap_or(0) as usize);
         let consistent = snapshot.clock.len() == 2 && steps <= self.steps() && seen == self.images(steps.min(self.steps()));
-        if !consistent || snapshot.log.len() != 2 * steps || snapshot.rate.len() != 4 {
+        if !consistent || snapshot.log.len() != 2 * steps || snapshot.rate.len() != self.graph.shape(self.rate).inner_len() {
             let found = format!("clock {:?}, {} records", snapshot.clock, snapshot.log.len() / 2);
             return Err(Error::invalid("the position in the epoch", found, format!("a step of {} with its images", self.steps())));
         }
@@ -238,11 +246,20 @@ impl Session {
             write_f32(self.exec.as_mut(), id, values)?;
             write_f32(self.exec.as_mut(), both, &saved.concat())?;
         }
-        write_f32(self.exec.as_mut(), self.rate, &snapshot.rate)?;
+        self.write_rate(&snapshot.rate)?;
         write_u32(self.exec.as_mut(), self.train.clock, &snapshot.clock)?;
         let mut log = snapshot.log.clone();
         log.resize(2 * self.steps(), 0.0);
         write_f32(self.exec.as_mut(), self.train.log, &log)
+    }
+
+    /// Sets the rate and the scale of the loss, which is in it.
+    fn write_rate(&mut self, rate: &[f32]) -> Result<()> {
+        write_f32(self.exec.as_mut(), self.rate, rate)?;
+        match self.loss_scale {
+            Some(scale) => write_f32(self.exec.as_mut(), scale, &[rate[4].recip()]), // exact: a power of two
+            None => Ok(()),
+        }
     }
 
     /// The first parameter with a NaN or an infinity.
@@ -271,8 +288,9 @@ impl Session {
         let batch = self.train.batches[step];
         self.exec.run(id, &[batch])?;
         for step in plan.steps() {
-            let floats = self.graph.ty(step.node).dtype == crate::shape::DType::F32;
-            if floats && !finite(&read_f32(self.exec.as_mut(), id, step.node, batch)?) {
+            let dtype = self.graph.ty(step.node).dtype;
+            let values = from_bytes(&self.exec.read(id, step.node, batch)?, dtype);
+            if dtype.is_float() && !values.iter().all(|value| value.is_finite()) {
                 return Ok(step.title());
             }
         }

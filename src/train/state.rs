@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Session, Snapshot, TrainConfig};
+use super::{Precision, Session, Snapshot, TrainConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::exec::Executor;
@@ -18,6 +18,7 @@ pub(super) struct Run {
     learning_rate: f32,
     adam: [f64; 3],
     seed: u64,
+    precision: Precision,
     train: [u64; 2],
     test: [u64; 2],
 }
@@ -30,6 +31,7 @@ impl Run {
             learning_rate: config.learning_rate,
             adam: [config.adam.beta1, config.adam.beta2, config.adam.epsilon],
             seed: config.seed,
+            precision: config.precision,
             train: fingerprint(train),
             test: fingerprint(test),
         }
@@ -44,6 +46,7 @@ impl Run {
             ("learning rate", other.learning_rate.to_string(), self.learning_rate.to_string()),
             ("Adam constants", format!("{:?}", other.adam), format!("{:?}", self.adam)),
             ("seed", other.seed.to_string(), self.seed.to_string()),
+            ("precision", other.precision.to_string(), self.precision.to_string()),
             ("training data", images(other.train), images(self.train)),
             ("test data", images(other.test), images(self.test)),
         ];

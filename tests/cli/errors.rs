@@ -26,6 +26,7 @@ fn wrong_usage_ends_with_2_and_trains_nothing() {
         ("train --lr nan", &["'nan'", "--lr", "positive"]),
         ("train --seed -1", &["'-1'", "--seed", "from 0 to"]),
         ("train --threads 1025", &["'1025'", "--threads", "1 to 1024"]),
+        ("train --precision f64", &["'f64'", "--precision"]),
         ("train --plot p.jpg", &["'p.jpg'", "--plot", ".png"]),
         ("train --resume", &["required arguments were not provided"]),
     ] {
@@ -73,6 +74,15 @@ fn damaged_data_is_named_with_file_and_place() {
     ] {
         place.fails(1, &format!("train --data {path} --device cpu --epochs 1"), words);
     }
+}
+
+#[test]
+fn mixed_precision_without_a_gpu_names_what_is_lacking_and_trains_nothing() {
+    let place = Place::new();
+    let words = ["error: cpu (", "lacks 16-bit floats", "SHADER_F16", "train in f32"];
+    let done = place.fails(1, "train --data data --device cpu --precision mixed --out m.safetensors", &words);
+    assert!(done.out.is_empty(), "{}", done.out);
+    assert_eq!(place.names("."), ["data"]);
 }
 
 #[test]

@@ -66,6 +66,7 @@ pub fn examples() -> Vec<Example> {
     let log = fixed(&[7, 2]);
     all.push(example(Record, &[scalar, scalar, clock, log], 3));
     all.push(example(adam.tick(), &[scalar, scalar, clock, log, rate], 3));
+    scaled(&mut all);
     all.push(example(Add, &[batched(&[33, 9]); 2], 3));
     all.push(example(Mul, &[fixed(&[300]); 2], 1));
     all.push(example(FmaChains, &[fixed(&[2])], 2));
@@ -111,6 +112,24 @@ pub fn examples() -> Vec<Example> {
     all
 }
 
+/// Casts, and what a scaled loss needs.
+fn scaled(all: &mut Vec<Example>) {
+    let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[8]), integers(&[2]), fixed(&[]));
+    for to in [DType::F16, DType::F32] {
+        let dtype = if to == DType::F16 { DType::F32 } else { DType::F16 };
+        all.push(example(Cast { to }, &[TensorType { dtype, ..batched(&[7, 9, 5]) }], 3));
+        all.push(example(Cast { to }, &[TensorType { dtype, ..fixed(&[301]) }], 1));
+    }
+    let grads = [5, 700, 3, 9].map(|len| TensorType::f16(Shape::batched(&[len])));
+    all.push(example(Overflow { count: 4 }, &[grads[0], grads[1], grads[2], grads[3], rate], 3));
+    all.push(example(Overflow { count: 1 }, &[grads[0], grads[0], grads[0], grads[0], rate], 3));
+    all.push(example(Adam::default().scaled_tick(), &[scalar, scalar, clock, fixed(&[7, 2]), rate, scalar], 3));
+    let moments = Adam::moments(param);
+    all.push(example(Adam::default(), &[param, moments, fixed(&[40, 3, 100]), rate], 1));
+    let pair = AdamPair { adam: Adam::default() };
+    all.push(example(pair, &[param, moments, param, param, moments, fixed(&[40, 3, 100]), rate], 1));
+}
+
 fn convolutions(all: &mut Vec<Example>) {
     let asymmetric = Padding::Explicit { top: 1, bottom: 0, left: 0, right: 2 };
     let strided = Conv2d { stride: [2, 1], padding: Padding::Same, ..Conv2d::default() };
@@ -137,12 +156,17 @@ pub fn relu_pools() -> Vec<Example> {
     let mut all = Vec::new();
     for (conv, [channels, filters]) in [(Conv2d::default(), [3, 68]), (strided, [17, 36]), (dilated, [6, 4])] {
         let (x, w, b) = (batched(&[12, 9, channels]), fixed(&[3, 2, channels, filters]), fixed(&[filters]));
-        let y = output(Conv2dReluPool { conv }, &[x, w, b]);
+        let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
         let place = TensorType { dtype: DType::U8, ..y };
-        all.push(example(Conv2dReluPool { conv }, &[x, w, b], 3));
-        all.push(example(Conv2dReluPoolInputGrad { conv, input: [12, 9] }, &[y, y, place, w], 3));
-        for slices in [1, 5] {
-            all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[x, y, y, place], 3));
+        let whole = [[DType::F32, DType::F32], [DType::F16, DType::F16]];
+        let between = [[DType::F16, DType::F32], [DType::F32, DType::F16]]; // the first block of a network, and the last
+        for &[to, from] in whole.iter().chain(&between).take(if filters == 4 { 4 } else { 2 }) {
+            let (xs, dys) = (TensorType { dtype: from, ..x }, TensorType { dtype: to, ..y });
+            all.push(example(Conv2dReluPool { conv, output: to }, &[xs, w, b], 3));
+            all.push(example(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: from }, &[dys, dys, place, w], 3));
+            for slices in [1, 5] {
+                all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[xs, dys, dys, place], 3));
+            }
         }
     }
     all
@@ -153,8 +177,11 @@ pub fn dense_layers() -> Vec<Example> {
     let mut all = Vec::new();
     for (relu, [features, units]) in [(true, [70, 37]), (false, [33, 10])] {
         let (x, w, y) = (batched(&[features]), fixed(&[features, units]), batched(&[units]));
-        all.push(example(Dense { relu }, &[x, w, fixed(&[units])], 35));
-        all.push(example(DenseGrad { relu }, &[x, y, y, w], 35));
+        for [to, from] in [[DType::F32, DType::F32], [DType::F16, DType::F16], [DType::F32, DType::F16]] {
+            let (xs, dys) = (TensorType { dtype: from, ..x }, TensorType { dtype: to, ..y });
+            all.push(example(Dense { relu, output: to }, &[xs, w, fixed(&[units])], 35));
+            all.push(example(DenseGrad { relu, dx: from }, &[xs, dys, dys, w], 35));
+        }
     }
     all
 }

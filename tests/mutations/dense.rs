@@ -1,6 +1,7 @@
 //! Mutations of the kernels of dense layers.
 
 use shadernet::ops::*;
+use shadernet::shape::DType;
 
 use super::common::examples::{batched, example, fixed};
 use super::{Fault, Target, target};
@@ -20,7 +21,7 @@ pub(super) fn targets() -> Vec<Target> {
         ["a row too many", "    if row >= call.batch {", "    if row > call.batch {"],
     ];
     let backward = [
-        ["what relu stopped goes through", "select(dy[i], 0.0, y[i] <= 0.0)", "dy[i]"],
+        ["what relu stopped goes through", "select(f32(dy[i]), 0.0, y[i] <= 0.0)", "f32(dy[i])"],
         ["weights not transposed", "tiles[PLANE + near * PITCH + far] = load_w", "tiles[PLANE + far * PITCH + near] = load_w"],
         ["bias counts the first step only", "bias += run", "bias = run"],
         ["every bias of the first tile", "db[column0 + lane]", "db[lane]"],
@@ -28,8 +29,8 @@ pub(super) fn targets() -> Vec<Target> {
         ["a row too many", "    if row >= rows {", "    if row > rows {"],
     ];
     vec![
-        target(example(Dense { relu: true }, &[x, w, fixed(&[37])], 35), &[&PRODUCT[..], &forward].concat()),
-        target(example(DenseGrad { relu: true }, &[x, y, y, w], 35), &[&PRODUCT[..], &backward].concat()),
+        target(example(Dense { relu: true, output: DType::F32 }, &[x, w, fixed(&[37])], 35), &[&PRODUCT[..], &forward].concat()),
+        target(example(DenseGrad { relu: true, dx: DType::F32 }, &[x, y, y, w], 35), &[&PRODUCT[..], &backward].concat()),
     ]
 }
 
@@ -39,7 +40,7 @@ pub(super) fn races() -> Vec<Target> {
     let staged = ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"];
     let handed = ["no barrier before sums are taken", "workgroupBarrier();\n        if part < half", "if part < half"];
     vec![
-        target(example(Dense { relu: true }, &[x, w, fixed(&[37])], 35), &[staged, handed]),
-        target(example(DenseGrad { relu: true }, &[x, y, y, w], 35), &[staged, handed]),
+        target(example(Dense { relu: true, output: DType::F32 }, &[x, w, fixed(&[37])], 35), &[staged, handed]),
+        target(example(DenseGrad { relu: true, dx: DType::F32 }, &[x, y, y, w], 35), &[staged, handed]),
     ]
 }

@@ -11,7 +11,7 @@ pub(crate) fn targets() -> Vec<Target> {
     let conv = Conv2d::default();
     let (x, w, b) = (batched(&[12, 9, 40]), fixed(&[3, 2, 40, 68]), fixed(&[68]));
     let y = output(conv, &[x, w]);
-    let pooled = output(Conv2dReluPool { conv }, &[x, w, b]);
+    let pooled = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
     let place = TensorType { dtype: DType::U8, ..pooled };
     let right =
         ["the right quarters left out", "if BLOCK_N == 8u {\n                columns1", "if BLOCK_N == 9u {\n                columns1"];
@@ -38,12 +38,12 @@ pub(crate) fn targets() -> Vec<Target> {
         ),
         eights(Conv2dWeightGrad { conv, kernel: [3, 2], slices: 4 }, &[x, y], 3, &[right, lower]),
         eights(
-            Conv2dReluPool { conv },
+            Conv2dReluPool { conv, output: DType::F32 },
             &[x, w, b],
             3,
             &[right, lower, stored("pool(row + 4u, rows, column + 4u, s11)", "pool(row + 4u, rows, column, s11)")],
         ),
-        eights(Conv2dReluPoolInputGrad { conv, input: [12, 9] }, &[pooled, pooled, place, w], 3, &[right, lower]),
+        eights(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: DType::F32 }, &[pooled, pooled, place, w], 3, &[right, lower]),
         eights(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 5 }, &[x, pooled, pooled, place], 3, &[right, lower]),
     ]
 }

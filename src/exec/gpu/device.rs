@@ -218,7 +218,8 @@ impl Gpu {
         if !summary.lacks.is_empty() {
             return Err(Error::Unsupported { adapter: summary.name, lacks: summary.lacks.join("; ") });
         }
-        let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES | wgpu::Features::PIPELINE_CACHE;
+        let times = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let optional = times | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("shadernet"),
             required_features: wgpu::Features::IMMEDIATES | (adapter.features() & optional),
@@ -271,6 +272,11 @@ impl Gpu {
     /// The style of kernels that executors on this GPU prefer: registers on a software adapter, else portable.
     pub fn style(&self) -> Style {
         self.style
+    }
+
+    /// Whether kernels can load and store 16-bit floats: the device was opened with `SHADER_F16`.
+    pub fn has_f16(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SHADER_F16)
     }
 
     /// The adapter's name.

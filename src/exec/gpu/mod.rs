@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::graph::TensorId;
 use crate::ops::Style;
 use crate::plan::{Candidate, Choices, Operand, Place, Plan, Step};
-use crate::shape::TensorType;
+use crate::shape::{DType, TensorType};
 use memory::Guard;
 use pipeline::{Pipeline, Pipelines, Writable};
 
@@ -151,6 +151,11 @@ impl GpuExecutor {
 
     /// Refuses a plan that cannot run here, before anything is allocated for it.
     fn check_fit(&self, plan: &Plan) -> Result<()> {
+        let operands = plan.steps().iter().flat_map(|step| step.inputs.iter().copied().chain(step.outputs()));
+        if let Some(operand) = operands.into_iter().find(|operand| operand.ty.dtype == DType::F16 && !self.gpu.has_f16()) {
+            let lacks = format!("the feature SHADER_F16, for tensors like {}", operand.ty);
+            return Err(Error::Unsupported { adapter: self.gpu.name.clone(), lacks });
+        }
         for step in plan.steps() {
             let count = self.pick(step).launch.workgroups.count(plan.capacity());
             if count > MAX_WORKGROUPS * MAX_WORKGROUPS {
@@ -296,6 +301,10 @@ impl Executor for GpuExecutor {
 
     fn style(&self) -> Style {
         self.gpu.style
+    }
+
+    fn has_f16(&self) -> bool {
+        self.gpu.has_f16()
     }
 
     fn identity(&self) -> String {

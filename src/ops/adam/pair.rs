@@ -1,6 +1,6 @@
 //! Two parameters' steps of Adam in one dispatch: as many as fit the eight bindings that a kernel may have.
 
-use super::{Adam, check, flops, sharers, slices};
+use super::{Adam, check, flops, is_scaled, sharers, slices};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::ops::{Cpu, LANES, Launch, Reference, Rules, Workgroups, kernel};
@@ -43,6 +43,9 @@ impl Rules for AdamPair {
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
         let rate = args.inputs[6].f32();
+        if is_scaled(rate.len()) {
+            return false;
+        }
         for (pair, grad) in args.updated.chunks_exact_mut(2).zip([2, 5]) {
             let [param, moments] = pair else { unreachable!("it comes in pairs") };
             self.adam.cpu_step(param, moments, args.inputs[grad].f32(), rate);
@@ -62,7 +65,7 @@ impl Rules for AdamPair {
             ("SHARERS", sharers as f64),
             ("GROUPS0", groups[0] as f64),
         ];
-        constants.extend(self.adam.constants());
+        constants.extend(self.adam.constants(inputs[6]));
         Launch { kernel: kernel!("adam_pair"), constants, workgroups: Workgroups::fixed(groups[0] + groups[1]) }
     }
 

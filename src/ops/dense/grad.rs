@@ -4,8 +4,9 @@ use super::{TILE, extents};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels;
+use crate::ops::stored::stored;
 use crate::ops::{Cpu, Launch, Reference, Rules, Workgroups, kernel, no_second_gradient};
-use crate::shape::{Shape, TensorType};
+use crate::shape::{DType, Shape, TensorType};
 
 /// Gradients of a [`Dense`](super::Dense) layer: dw `[K, U]` and, extra, db `[U]` and dx `[N, K]`, of operands x `[N, K]`, y `[N, U]`, dy `[N, U]` and
 /// w `[K, U]`. Without ReLU y is not read and may be any tensor of its type, such as dy.
@@ -13,6 +14,8 @@ use crate::shape::{Shape, TensorType};
 pub struct DenseGrad {
     /// Whether ReLU followed: then what it stopped, where y is 0, has no gradient.
     pub relu: bool,
+    /// What dx is stored as.
+    pub dx: DType,
 }
 
 impl DenseGrad {
@@ -35,11 +38,16 @@ impl Rules for DenseGrad {
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
         let [x, y, dy, w] = [inputs[0], inputs[1], inputs[2], inputs[3]];
         let fits = extents(x, w).and_then(|[_, units]| {
-            let wanted = TensorType::f32(Shape::batched(&[units]));
-            if y == wanted && dy == wanted { Ok(()) } else { Err(format!("y is {y} and dy {dy}, expected {wanted}")) }
+            let wanted = Shape::batched(&[units]);
+            if [y, dy].iter().all(|ty| ty.dtype.is_float() && ty.shape == wanted) {
+                Ok(())
+            } else {
+                Err(format!("y is {y} and dy {dy}, expected {wanted}"))
+            }
         });
         match fits {
-            Ok(()) => Ok(w),
+            Ok(()) if self.dx.is_float() => Ok(w),
+            Ok(()) => Err(Error::invalid("what dense_grad's dx is stored as", format!("{:?}", self.dx), "a float type")),
             Err(problem) => {
                 let operands = vec![("x", x, "(N, K) f32"), ("y", y, "(N, U) f32"), ("dy", dy, "(N, U) f32"), ("w", w, "(K, U) f32")];
                 Err(Error::Shape { op: self.name(), problem, operands })
@@ -48,7 +56,7 @@ impl Rules for DenseGrad {
     }
 
     fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
-        vec![TensorType::f32(Shape::fixed(&[inputs[3].shape.last()])), inputs[0]]
+        vec![TensorType::f32(Shape::fixed(&[inputs[3].shape.last()])), TensorType { dtype: self.dx, ..inputs[0] }]
     }
 
     fn backward(&self, _: &mut Graph, _: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
@@ -72,6 +80,9 @@ impl Rules for DenseGrad {
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
+        if args.inputs.iter().any(|input| input.ty.dtype == DType::F16) || self.dx == DType::F16 {
+            return false;
+        }
         let [x, y, dy, w] = [0, 1, 2, 3].map(|i| args.inputs[i].f32());
         let [db, dx] = &mut args.extra[..] else { unreachable!("dense_grad has two extra outputs") };
         let y = self.relu.then_some(y);
@@ -85,7 +96,8 @@ impl Rules for DenseGrad {
         let constants = vec![("FEATURES", features as f64), ("UNITS", units as f64), ("RELU", f64::from(self.relu))];
         // The tiles of dw, then those of dx: each has a row of them for every tile of features.
         let workgroups = Workgroups { fixed: units.next_multiple_of(TILE), per_image: 1, tile: TILE, times: features.div_ceil(TILE) };
-        Launch { kernel: kernel!("dense_grad"), constants, workgroups }
+        let aliases = [("X", inputs[0].dtype), ("Y", inputs[1].dtype), ("DY", inputs[2].dtype), ("DX", self.dx)];
+        Launch { kernel: stored(kernel!("dense_grad"), &aliases), constants, workgroups }
     }
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {

@@ -8,6 +8,7 @@ use crate::ops::activation::Function;
 use crate::ops::reduce::Axes;
 use crate::ops::window::{Padding, Window};
 use crate::ops::*;
+use crate::shape::DType;
 
 /// The pooling that a block can do.
 const POOL: Window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid };
@@ -56,7 +57,7 @@ impl Chain for Block {
         let conv = self.conv;
         let [x, w] = [now[&self.x], now[&self.w]];
         if id == self.y {
-            let y = graph.apply(Conv2dReluPool { conv }, &[x, w, now[&self.b]])?;
+            let y = graph.apply(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, now[&self.b]])?;
             now.insert(id, y);
             return Ok(());
         }
@@ -66,7 +67,7 @@ impl Chain for Block {
         if Some(id) == backward.dx {
             let input = [graph.shape(self.x).inner()[0], graph.shape(self.x).inner()[1]];
             let operands: Vec<TensorId> = [dy, y].into_iter().chain(place).chain([w]).collect();
-            let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input }, &operands)?;
+            let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input, output: DType::F32 }, &operands)?;
             now.insert(id, dx);
             return Ok(());
         }

@@ -6,6 +6,7 @@ use crate::graph::{Graph, TensorId};
 use crate::ops::activation::Function;
 use crate::ops::reduce::Axes;
 use crate::ops::*;
+use crate::shape::DType;
 
 #[derive(Clone)]
 struct Layer {
@@ -62,7 +63,7 @@ impl Chain for Layer {
     fn emit(&self, graph: &mut Graph, id: TensorId, now: &mut Now) -> Result<()> {
         let relu = self.relu.is_some();
         if id == self.y() {
-            let y = graph.apply(Dense { relu }, &[now[&self.x], now[&self.w], now[&self.b]])?;
+            let y = graph.apply(Dense { relu, output: DType::F32 }, &[now[&self.x], now[&self.w], now[&self.b]])?;
             now.insert(id, y);
             return Ok(());
         }
@@ -75,7 +76,7 @@ impl Chain for Layer {
             return Ok(());
         };
         let dy = now[dy];
-        let grad = graph.apply(DenseGrad { relu }, &[now[&self.x], if relu { y } else { dy }, dy, now[&self.w]])?;
+        let grad = graph.apply(DenseGrad { relu, dx: DType::F32 }, &[now[&self.x], if relu { y } else { dy }, dy, now[&self.w]])?;
         let extra = graph.extra_outputs(grad);
         now.extend([(*dw, grad), (*db, extra[0]), (*dx, extra[1])]);
         Ok(())

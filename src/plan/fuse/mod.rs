@@ -9,6 +9,7 @@
 //! No pattern makes leaves: those of a fused plan are those of its graph, and are shared with the graph's other plans.
 
 mod adam;
+mod cast;
 mod conv2d;
 mod dense;
 mod loss;
@@ -70,6 +71,9 @@ pub(super) fn fuse(graph: &mut Graph, roots: &[TensorId], style: Style) -> Resul
             let now = rewrite(graph, &nodes, &chains)?;
             roots.iter_mut().for_each(|root| *root = now[root]);
         }
+    }
+    if let Some(now) = cast::absorb(graph, &roots)? {
+        roots.iter_mut().for_each(|root| *root = now[root]);
     }
     let nodes = order::early(&Uses::new(graph, &roots));
     if !nodes.is_sorted() {

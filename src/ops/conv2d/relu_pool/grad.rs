@@ -2,11 +2,12 @@
 
 use super::super::geometry::{Geometry, image, mismatch, weight};
 use super::super::{Conv2d, grad};
-use super::{Block, PLACES, type_of};
-use crate::error::Result;
+use super::{Block, PLACES, summed, type_of};
+use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
-use crate::ops::{Cpu, Launch, Reference, Rules, Tiles, Variant, kernel, no_second_gradient};
+use crate::ops::stored::stored;
+use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
 /// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, y, the places, and w.
@@ -16,6 +17,8 @@ pub struct Conv2dReluPoolInputGrad {
     pub conv: Conv2d,
     /// H and W of its images.
     pub input: [usize; 2],
+    /// What dx is stored as.
+    pub output: DType,
 }
 
 /// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its weight and bias, as partial sums: dw `[slices, KH, KW, I, O]` and, extra, db
@@ -64,6 +67,11 @@ impl Conv2dReluPoolInputGrad {
     fn known(&self, inputs: &[TensorType]) -> Block {
         self.block(inputs).expect("shapes were checked when the graph was built")
     }
+
+    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
+        let aliases = [("DY", inputs[0].dtype), ("Y", inputs[1].dtype), ("DX", self.output)];
+        stored(kernel!("conv2d_relu_pool_input_grad"), &aliases)
+    }
 }
 
 impl Rules for Conv2dReluPoolInputGrad {
@@ -77,7 +85,12 @@ impl Rules for Conv2dReluPoolInputGrad {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
         let block = self.block(inputs)?;
-        Ok(TensorType::f32(Shape::batched(&[self.input[0], self.input[1], block.conv.inputs()])))
+        let shape = Shape::batched(&[self.input[0], self.input[1], block.conv.inputs()]);
+        if self.output.is_float() {
+            return Ok(TensorType { shape, dtype: self.output });
+        }
+        let what = format!("what {}'s output is stored as", self.name());
+        Err(Error::invalid(what, format!("{:?}", self.output), "a float type"))
     }
 
     fn backward(&self, _: &mut Graph, _: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
@@ -105,6 +118,9 @@ impl Rules for Conv2dReluPoolInputGrad {
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
         let types: Vec<TensorType> = args.inputs.iter().map(|input| input.ty).collect();
+        if types.iter().any(|ty| ty.dtype == DType::F16) || self.output == DType::F16 {
+            return false;
+        }
         let w = args.inputs[types.len() - 1].f32();
         let dy = kernels::Dy { dy: args.inputs[0].f32(), y: args.inputs[1].f32(), place: args.inputs[2].u8() };
         kernels::input_grad(&self.known(&types), dy, w, args.output, args.scratch);
@@ -113,12 +129,12 @@ impl Rules for Conv2dReluPoolInputGrad {
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
         let block = self.known(inputs);
-        block.launch_over_input(kernel!("conv2d_relu_pool_input_grad"), Tiles::usual(block.conv.channels))
+        block.launch_over_input(self.kernel(inputs), Tiles::usual(block.conv.channels))
     }
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let launch = |tiles| block.launch_over_input(kernel!("conv2d_relu_pool_input_grad"), tiles);
+        let launch = |tiles| block.launch_over_input(self.kernel(inputs), tiles);
         Tiles::variants(Tiles::usual(block.conv.channels), block.conv.channels, Tiles::any, launch)
     }
 
@@ -139,7 +155,7 @@ impl Rules for Conv2dReluPoolInputGrad {
 impl Conv2dReluPoolWeightGrad {
     fn block(&self, inputs: &[TensorType]) -> Result<Block> {
         let [x, dy] = [inputs[0], inputs[1]];
-        let block = image("x", x).and_then(|image| {
+        let block = image("x", summed(x)).and_then(|image| {
             let channels = image[2].checked_div(self.conv.groups).unwrap_or(0).max(1);
             let geometry = Geometry::new(&self.conv, image, [self.kernel[0], self.kernel[1], channels, dy.shape.last()])?;
             grad::check_slices(self.slices, &geometry)?;
@@ -151,6 +167,11 @@ impl Conv2dReluPoolWeightGrad {
 
     fn known(&self, inputs: &[TensorType]) -> Block {
         self.block(inputs).expect("shapes were checked when the graph was built")
+    }
+
+    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
+        let aliases = [("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype)];
+        stored(kernel!("conv2d_relu_pool_weight_grad"), &aliases)
     }
 }
 
@@ -204,6 +225,9 @@ impl Rules for Conv2dReluPoolWeightGrad {
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
         let types: Vec<TensorType> = args.inputs.iter().map(|input| input.ty).collect();
+        if types.iter().any(|ty| ty.dtype == DType::F16) {
+            return false;
+        }
         let dy = kernels::Dy { dy: args.inputs[1].f32(), y: args.inputs[2].f32(), place: args.inputs[3].u8() };
         kernels::weight_grad(&self.known(&types), self.slices, args.inputs[0].f32(), dy, (args.output, args.extra[0]), args.scratch);
         true
@@ -211,12 +235,12 @@ impl Rules for Conv2dReluPoolWeightGrad {
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
         let block = self.known(inputs);
-        block.launch_slices(kernel!("conv2d_relu_pool_weight_grad"), self.slices, Tiles::usual(block.conv.filters))
+        block.launch_slices(self.kernel(inputs), self.slices, Tiles::usual(block.conv.filters))
     }
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let launch = |tiles| block.launch_slices(kernel!("conv2d_relu_pool_weight_grad"), self.slices, tiles);
+        let launch = |tiles| block.launch_slices(self.kernel(inputs), self.slices, tiles);
         Tiles::variants(Tiles::usual(block.conv.filters), block.conv.filters, Tiles::one_row_each, launch)
     }
 

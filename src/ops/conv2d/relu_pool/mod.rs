@@ -15,19 +15,22 @@ pub use grad::{Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
 use super::Conv2d;
 use super::geometry::{Geometry, image, mismatch, weight};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
+use crate::ops::stored::stored;
 use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
 /// `y = max_pool2d(relu(conv2d(x, w) + b))` of operands x `[N, H, W, I]`, w `[KH, KW, I, O]`, b `[O]`: `[N, PH, PW, O]`, and, extra,
 /// the place of each maximum, u8 of the same shape. Windows are 2×2 pixels and do not overlap; an odd last row or column is
-/// dropped. The convolution has one group and a multiple of 4 filters.
+/// dropped. The convolution has one group and a multiple of 4 filters. x and y may each be f16: they are stored so, and summed in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPool {
     /// The convolution.
     pub conv: Conv2d,
+    /// What y is stored as.
+    pub output: DType,
 }
 
 /// A convolution's extents, and those of what comes out of the block.
@@ -65,13 +68,10 @@ impl Block {
         self.output()[0] * self.output()[1]
     }
 
-    fn y(&self) -> TensorType {
+    /// The type of y, or of what else has its shape.
+    fn y(&self, dtype: DType) -> TensorType {
         let [h, w] = self.output();
-        TensorType::f32(Shape::batched(&[h, w, self.conv.outputs()]))
-    }
-
-    fn place(&self) -> TensorType {
-        TensorType { dtype: DType::U8, ..self.y() }
+        TensorType { shape: Shape::batched(&[h, w, self.conv.outputs()]), dtype }
     }
 
     /// Of the matrix product, over the pixels that pooling does not drop.
@@ -116,17 +116,19 @@ impl Block {
 
     /// Whether dy, y and the places are of the shapes that the block has.
     fn agrees(&self, dy: TensorType, y: TensorType, place: TensorType) -> Result<(), String> {
-        if dy == self.y() && y == self.y() && place == self.place() {
+        let shape = self.y(DType::F32).shape;
+        let floats = [dy, y].iter().all(|ty| ty.dtype.is_float() && ty.shape == shape);
+        if floats && place == self.y(DType::U8) {
             return Ok(());
         }
-        Err(format!("dy is {dy}, y {y} and the places {place}, but the pooled result is {}", self.y()))
+        Err(format!("dy is {dy}, y {y} and the places {place}, but the pooled result is {shape}"))
     }
 }
 
 impl Conv2dReluPool {
     fn block(&self, inputs: &[TensorType]) -> Result<Block> {
         let [x, w, b] = [inputs[0], inputs[1], inputs[2]];
-        let block = image("x", x).and_then(|x| Block::new(Geometry::new(&self.conv, x, weight(w)?)?)).and_then(|block| {
+        let block = image("x", summed(x)).and_then(|x| Block::new(Geometry::new(&self.conv, x, weight(w)?)?)).and_then(|block| {
             let bias = TensorType::f32(Shape::fixed(&[block.conv.outputs()]));
             if b == bias { Ok(block) } else { Err(format!("the bias is {b}, expected {bias}")) }
         });
@@ -135,6 +137,10 @@ impl Conv2dReluPool {
 
     fn known(&self, inputs: &[TensorType]) -> Block {
         self.block(inputs).expect("shapes were checked when the graph was built")
+    }
+
+    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
+        stored(kernel!("conv2d_relu_pool"), &[("X", inputs[0].dtype), ("Y", self.output)])
     }
 }
 
@@ -148,11 +154,16 @@ impl Rules for Conv2dReluPool {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
-        Ok(self.block(inputs)?.y())
+        let y = self.block(inputs)?.y(self.output);
+        if y.dtype.is_float() {
+            Ok(y)
+        } else {
+            Err(Error::invalid("what conv2d_relu_pool's output is stored as", format!("{:?}", y.dtype), "a float type"))
+        }
     }
 
     fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
-        vec![self.known(inputs).place()]
+        vec![self.known(inputs).y(DType::U8)]
     }
 
     fn backward(&self, _: &mut Graph, _: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
@@ -188,6 +199,9 @@ impl Rules for Conv2dReluPool {
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
         let [x, w, b] = [args.inputs[0], args.inputs[1], args.inputs[2]];
+        if [x.ty.dtype, self.output].contains(&DType::F16) {
+            return false;
+        }
         let block = self.known(&[x.ty, w.ty, b.ty]);
         let places = &mut bytemuck::cast_slice_mut(args.extra[0])[..args.output.len()];
         kernels::forward(&block, x.f32(), [w.f32(), b.f32()], args.output, places, args.scratch);
@@ -196,12 +210,12 @@ impl Rules for Conv2dReluPool {
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
         let block = self.known(inputs);
-        block.launch_over(kernel!("conv2d_relu_pool"), Tiles::usual(block.conv.filters))
+        block.launch_over(self.kernel(inputs), Tiles::usual(block.conv.filters))
     }
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let (columns, launch) = (block.conv.filters, |tiles| block.launch_over(kernel!("conv2d_relu_pool"), tiles));
+        let (columns, launch) = (block.conv.filters, |tiles| block.launch_over(self.kernel(inputs), tiles));
         Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch)
     }
 
@@ -212,6 +226,11 @@ impl Rules for Conv2dReluPool {
     fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
         self.known(inputs).flops(batch)
     }
+}
+
+/// The type that an operand is summed in, whatever float type it is stored as.
+fn summed(ty: TensorType) -> TensorType {
+    if ty.dtype == DType::F16 { TensorType::f32(ty.shape) } else { ty }
 }
 
 /// The type of a float operand as a reference sees it.

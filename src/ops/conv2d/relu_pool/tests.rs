@@ -25,10 +25,10 @@ fn example(conv: Conv2d, [h, w, channels]: [usize; 3], kernel: [usize; 2], filte
     let x = graph.input("x", TensorType::f32(Shape::batched(&[h, w, channels])));
     let weight = graph.input("w", TensorType::f32(Shape::fixed(&[kernel[0], kernel[1], channels, filters])));
     let b = graph.input("b", TensorType::f32(Shape::fixed(&[filters])));
-    let y = graph.apply(Conv2dReluPool { conv }, &[x, weight, b]).unwrap();
+    let y = graph.apply(Conv2dReluPool { conv, output: DType::F32 }, &[x, weight, b]).unwrap();
     let place = graph.extra_outputs(y)[0];
     let dy = graph.input("dy", graph.ty(y));
-    let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input: [h, w] }, &[dy, y, place, weight]).unwrap();
+    let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input: [h, w], output: DType::F32 }, &[dy, y, place, weight]).unwrap();
     let dw = graph.apply(Conv2dReluPoolWeightGrad { conv, kernel, slices }, &[x, dy, y, place]).unwrap();
     let roots = vec![y, dx, dw, graph.extra_outputs(dw)[0]];
     let plan = Arc::new(Plan::new(&graph, &roots, batch).unwrap());
