@@ -128,6 +128,32 @@ fn a_fused_plan_gives_the_plain_plans_numbers_in_fewer_steps_and_less_memory() {
     }
 }
 
+/// The slices of each weight's gradient that is fused.
+fn slices(plan: &Plan) -> Vec<usize> {
+    let of = |op: &Op| if let Op::Conv2dReluPoolWeightGrad(grad) = op { Some(grad.slices) } else { None };
+    plan.steps().iter().filter_map(|step| of(&step.op)).collect()
+}
+
+#[test]
+fn the_plan_for_threads_has_few_slices_and_the_same_numbers() {
+    let network = network(Conv2d::default(), Function::Relu, POOL);
+    let [fused, threads] = [Style::Portable, Style::Cpu].map(|style| Plan::for_style(style, &network.graph, &network.roots, 4).unwrap());
+    let (many, few) = (slices(&fused), slices(&threads));
+    assert!(
+        many.iter().zip(&few).all(|(many, few)| *few == 16.min(*many)) && few.iter().sum::<usize>() < many.iter().sum(),
+        "{many:?} {few:?}"
+    );
+    assert!(threads.slot_bytes() < fused.slot_bytes());
+    for batch in [0, 1, 4] {
+        let values = leaves(&network, batch);
+        let want = reference::run(&fused, &mut values.clone(), batch).unwrap();
+        let got = reference::run(&threads, &mut values.clone(), batch).unwrap();
+        for root in &network.roots {
+            compare(&got[root], &want[root], 1e-12).unwrap();
+        }
+    }
+}
+
 #[test]
 fn what_something_else_reads_is_not_fused_away() {
     let mut network = network(Conv2d::default(), Function::Relu, POOL);

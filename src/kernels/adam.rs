@@ -102,3 +102,22 @@ pub(crate) fn record(row: [f32; 2], clock: &mut [u32], log: &mut [f32], batch: u
     clock[0] = clock[0].wrapping_add(1);
     clock[1] = clock[1].wrapping_add(batch as u32);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_that_fade_end_before_they_are_subnormal() {
+        // A unit that died after one gradient: its weight, its moments, and 2,000 steps without another.
+        let (mut w, mut moments) = ([1.0f32], [1e-3f32, 1e-30]);
+        for _ in 0..2_000 {
+            adam(&mut w, &mut moments, &[0.0], 1e-3, [0.1, 0.001], 1e-7);
+            assert!(moments.iter().all(|moment| *moment == 0.0 || moment.is_normal()), "{moments:?}");
+        }
+        assert_eq!(moments[0], 0.0);
+        // What is not about to fade is left alone, and a NaN stays one.
+        assert_eq!(normal(-2e-34), -2e-34);
+        assert!(normal(f32::NAN).is_nan());
+    }
+}

@@ -1,12 +1,11 @@
 //! A dense layer on the CPU: products in blocks over the thread pool, bias and ReLU while a block is in the cache.
 
 use pulp::NullaryFnOnce;
-use rayon::prelude::*;
 
 use super::arch;
 use super::gemm::{Matrix, product};
 use super::reduce::sum_rows;
-use super::tasks::in_pool;
+use super::tasks::{in_pool, share};
 
 /// Rows of a block of y and of dx, and of dw.
 const ROWS: usize = 32;
@@ -30,23 +29,14 @@ pub(crate) struct Gradients<'a> {
     pub(crate) db: &'a mut [f32],
 }
 
-/// Calls `kernel(first row, block)` for each block of so many rows, on other threads too if there is work for them.
-fn blocks(out: &mut [f32], columns: usize, rows: usize, work: usize, kernel: impl Fn(usize, &mut [f32]) + Sync) {
-    if work <= ALONE || !in_pool() {
-        out.chunks_mut(rows * columns).enumerate().for_each(|(i, block)| kernel(i * rows, block));
-    } else {
-        out.par_chunks_mut(rows * columns).enumerate().for_each(|(i, block)| kernel(i * rows, block));
-    }
-}
-
 /// `y = x · w + b`, through ReLU if asked.
 pub(crate) fn forward(x: &[f32], w: &[f32], b: &[f32], relu: bool, y: &mut [f32]) {
     let units = b.len();
     let features = w.len() / units;
     let work = y.len() * features;
     let rows = if work <= ALONE { (y.len() / units).max(1) } else { ROWS };
-    blocks(y, units, rows, work, |first, y| {
-        let count = y.len() / units;
+    share(y, rows * units, |i, y| {
+        let (first, count) = (i * rows, y.len() / units);
         let x = Matrix::row_major(&x[first * features..], [count, features]);
         product(x, Matrix::row_major(w, [features, units]), y, units, false);
         arch().dispatch(BiasRelu { b, relu, y });
@@ -71,15 +61,15 @@ pub(crate) fn backward(x: &[f32], w: &[f32], dy: Dy<'_>, units: usize, grads: Gr
     let gradient = Matrix::row_major(g, [batch, units]);
     let of_x = |dx: &mut [f32]| {
         let rows = if work <= ALONE { batch.max(1) } else { ROWS };
-        blocks(dx, features, rows, work, |first, dx| {
-            let g = Matrix::row_major(&g[first * units..], [dx.len() / features, units]);
+        share(dx, rows * features, |i, dx| {
+            let g = Matrix::row_major(&g[i * rows * units..], [dx.len() / features, units]);
             product(g, Matrix::row_major(w, [features, units]).transposed(), dx, features, false);
         });
     };
     let of_w = |dw: &mut [f32]| {
         let rows = if work <= ALONE { features } else { FEATURES };
-        blocks(dw, units, rows, work, |first, dw| {
-            let x = if batch == 0 { x } else { &x[first..] };
+        share(dw, rows * units, |i, dw| {
+            let x = if batch == 0 { x } else { &x[i * rows..] };
             product(Matrix::strided(x, [batch, dw.len() / units], features).transposed(), gradient, dw, units, false);
         });
     };

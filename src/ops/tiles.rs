@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn six_to_twelve_are_worth_a_try() {
+    fn some_tiles_are_worth_a_try_for_any_columns_and_none_has_too_many() {
         for columns in [1, 10, 32, 33, 64, 128, 512] {
             for legal in [Tiles::any, Tiles::one_row_each] {
                 let count = Tiles::others(Tiles::usual(columns), columns).filter(|&tiles| legal(tiles)).count();

@@ -5,6 +5,7 @@
 
 mod cache;
 mod device;
+mod dispatch;
 mod embed;
 mod memory;
 mod pipeline;
@@ -25,17 +26,15 @@ use crate::graph::TensorId;
 use crate::ops::Style;
 use crate::plan::{Candidate, Choices, Operand, Place, Plan, Step};
 use crate::shape::{DType, TensorType};
+use dispatch::{Dispatch, MAX_WORKGROUPS, writable};
 use memory::Guard;
-use pipeline::{Pipeline, Pipelines, Writable};
+use pipeline::Pipelines;
 
 /// Steps recorded into one submission. Enough to hide what a submission costs, few enough for a driver's watchdog.
 const STEPS_PER_SUBMISSION: usize = 16;
 
 /// Submissions the host may be ahead of the device.
 const IN_FLIGHT: usize = 3;
-
-/// Workgroups a dispatch may have in one direction, on every adapter.
-const MAX_WORKGROUPS: usize = 65_535;
 
 /// Runs plans on a GPU.
 pub struct GpuExecutor {
@@ -63,26 +62,6 @@ struct Loaded {
     plan: Arc<Plan>,
     slots: Vec<wgpu::Buffer>,
     dispatches: Vec<Dispatch>,
-}
-
-struct Dispatch {
-    pipeline: Pipeline,
-    bindings: wgpu::BindGroup,
-    workgroups: crate::ops::Workgroups,
-}
-
-impl Dispatch {
-    /// Records it into a pass; nothing where the batch leaves nothing to do.
-    fn record(&self, pass: &mut wgpu::ComputePass<'_>, batch: usize) {
-        let (x, y) = fold(self.workgroups.count(batch));
-        if x == 0 {
-            return;
-        }
-        pass.set_pipeline(&self.pipeline.compute);
-        pass.set_bind_group(0, &self.bindings, &[]);
-        pass.set_immediates(0, &(batch as u32).to_le_bytes());
-        pass.dispatch_workgroups(x, y, 1);
-    }
 }
 
 impl GpuExecutor {
@@ -278,18 +257,6 @@ impl GpuExecutor {
     }
 }
 
-/// Which of a step's bindings its kernel may write.
-fn writable(step: &Step) -> Writable {
-    let updates = step.op.rules().updates();
-    (0..step.inputs.len()).map(|i| updates.contains(&i)).chain(step.outputs().map(|_| true)).collect()
-}
-
-/// A count of workgroups as two extents, neither above the limit, their product at least the count.
-fn fold(count: usize) -> (u32, u32) {
-    let y = count.div_ceil(MAX_WORKGROUPS).max(1);
-    (count.div_ceil(y) as u32, y as u32)
-}
-
 impl Executor for GpuExecutor {
     fn device(&self) -> String {
         self.gpu.name.clone()
@@ -421,18 +388,5 @@ impl Executor for GpuExecutor {
     fn allocated_bytes(&self) -> u64 {
         let leaves = self.leaves.iter().flatten().map(|leaf| leaf.buffer.size());
         leaves.chain(self.plans.iter().flat_map(|loaded| &loaded.slots).map(wgpu::Buffer::size)).sum()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fold;
-
-    #[test]
-    fn folded_workgroups_cover_the_count_within_the_limit() {
-        for count in [0, 1, 65_535, 65_536, 131_070, 131_071, 1_000_003] {
-            let (x, y) = fold(count);
-            assert!(x <= 65_535 && y <= 65_535 && x as usize * y as usize >= count, "{count} became {x} x {y}");
-        }
     }
 }

@@ -36,12 +36,13 @@ fn example(conv: Conv2d, [h, w, channels]: [usize; 3], kernel: [usize; 2], filte
 }
 
 /// Windows of one row and of several, panels of filters that are full and not, runs of every length that has a case of its own,
-/// patches that reach to the images' last element, padding, steps and holes.
+/// patches that reach to the images' last element, padding, steps and holes, and pixels beside the padding that no window sees.
 fn examples() -> Vec<Example> {
     let plain = Conv2d::default();
     let same = Conv2d { padding: Padding::Same, ..plain };
     let wide = Conv2d { stride: [2, 3], dilation: [2, 2], padding: Padding::Same, ..plain };
     let holes = Conv2d { dilation: [3, 1], ..plain };
+    let past = Conv2d { stride: [3, 3], padding: Padding::Explicit { top: 1, bottom: 0, left: 2, right: 0 }, ..plain };
     vec![
         example(plain, [32, 32, 3], [3, 3], 32, 5, 3),
         example(plain, [15, 15, 32], [3, 3], 64, 3, 2),
@@ -49,6 +50,7 @@ fn examples() -> Vec<Example> {
         example(same, [7, 9, 5], [5, 3], 4, 1, 4),
         example(wide, [17, 23, 7], [3, 2], 20, 4, 3),
         example(holes, [13, 6, 21], [3, 3], 68, 1, 1),
+        example(past, [13, 14, 4], [1, 2], 4, 2, 2),
         example(plain, [2, 3, 1], [1, 1], 8, 9, 6),
         example(plain, [5, 5, 50], [2, 2], 44, 2, 2),
     ]

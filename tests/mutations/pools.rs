@@ -1,0 +1,90 @@
+//! Mutations of the kernels that pool.
+
+use shadernet::ops::window::{Padding, Window};
+use shadernet::ops::*;
+use shadernet::shape::{DType, TensorType};
+
+use super::common::Altered;
+use super::common::examples::{batched, example, fixed, output};
+use super::{LAST_STEP, ROW_TOO_MANY, TIES, Target, target};
+
+/// Of convolutions with pooling.
+pub(super) fn relu_pools() -> Vec<Target> {
+    let conv = Conv2d { stride: [2, 1], padding: Padding::Explicit { top: 1, bottom: 0, left: 2, right: 1 }, dilation: [1, 2], groups: 1 };
+    let (x, w, b) = (batched(&[13, 9, 5]), fixed(&[3, 2, 5, 68]), fixed(&[68]));
+    let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
+    let place = TensorType { dtype: DType::U8, ..y };
+    let tied = Conv2dReluPool { conv: Conv2d::default(), output: DType::F32 };
+    vec![
+        target(
+            example(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b], 3),
+            &[
+                LAST_STEP,
+                ["padding of the other sign", "- i32(PAD_W)", "+ i32(PAD_W)"],
+                ["places exchanged", "row / 2u % 2u", "row % 2u"],
+                ["the last place left out", "where_ = select(where_, vec4(3u), better3);", ""],
+                ["bias of the first filters", "vec4(b[column],", "vec4(b[0],"],
+                ["no relu", "select(z, vec4<f32>(), z < vec4<f32>())", "z"],
+                ["a window too many", "row >= rows ||", "row > rows ||"],
+            ],
+        ),
+        target(
+            // No bias and weights of one step leave pixels that tie, at zero and above.
+            example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x, w, b], 3),
+            &[["last of equals wins", "(v > best)", "(v >= best)"]],
+        ),
+        target(
+            example(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, &[y, y, place, w], 3),
+            &[
+                ROW_TOO_MANY,
+                ["window not turned round", "row_w[row] - tap_w", "row_w[row] + tap_w"],
+                ["places exchanged", "oh % 2u * 2u + ow % 2u", "ow % 2u * 2u + oh % 2u"],
+                ["what relu stopped goes through", " || y[i] <= 0.0", ""],
+                ["what did not win gets a gradient", "there != here || ", ""],
+            ],
+        ),
+        target(
+            example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 4 }, &[x, y, y, place], 3),
+            &[
+                ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
+                ["image forgotten", "pixel / (PH * PW) * H + h", "h"],
+                ["every bias of the first tile", "db[slice * FILTERS + column0 + lane]", "db[slice * FILTERS + lane]"],
+                ["bias counts the first step only", "bias += g_tile", "bias = g_tile"],
+                ["byte of the next filter", "i % 4u * 8u", "(i + 1u) % 4u * 8u"],
+            ],
+        ),
+    ]
+}
+
+/// Of pooling alone.
+pub(super) fn pools() -> Vec<Target> {
+    let padding = Padding::Explicit { top: 1, bottom: 0, left: 1, right: 2 };
+    let window = Window { kernel: [3, 2], stride: [2, 1], dilation: [1, 2], padding };
+    let x = batched(&[9, 7, 5]);
+    let y = output(MaxPool2d { window }, &[x]);
+    vec![
+        target(
+            example(MaxPool2d { window }, &[x], 3),
+            &[
+                ["starts at 0", "!found || ", ""],
+                ["stride of the other axis", "oy * SY", "oy * SX"],
+                ["padding of the other sign", "kx * DX - PX", "kx * DX + PX"],
+            ],
+        ),
+        target(
+            example(Altered::drawn(MaxPool2dGrad { window }, 0, TIES), &[x, y], 3),
+            &[
+                ["the last of equals wins", "other < tap)", "other > tap)"],
+                ["every one of equals wins", "select(beats(v, own), !beats(own, v), other < tap)", "beats(v, own)"],
+            ],
+        ),
+        target(
+            example(AvgPool2d { window }, &[x], 3),
+            &[["padding counted", "f32(count)", "f32(KH * KW)"], ["dilation ignored", "kx * DX", "kx"]],
+        ),
+        target(
+            example(AvgPool2dGrad { window, input: [9, 7] }, &[y], 3),
+            &[["padding counted", "f32(rows * columns)", "f32(KH * KW)"], ["between two strides", "top % SY != 0u || ", ""]],
+        ),
+    ]
+}
