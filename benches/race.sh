@@ -8,6 +8,7 @@
 #   torch_seed.py   PyTorch, eager and compiled, on the CPU also with one thread; with CUDA also as a CUDA graph
 #   keras_seed.py   Keras on TensorFlow; it always takes all images, and its time of training includes validation
 #   burn/           a Rust program: target/release/burn_cifar, or its packed form burn_cifar-*.xz
+# Candle is raced on the CPU when benches/candle is built: (cd benches/candle && cargo build --release)
 # What is not installed is named and left out, and so is what fails. A ratio is ours to the peer's, above 1 where ours is
 # better, of two runs one after the other; its spread is that over the rounds.
 #
@@ -109,6 +110,14 @@ else
     [ "$device" != llvmpipe ] || kind=cpu
     enter burn-wgpu "$THREADS" env CIFAR_BIN="$data" BURN_KIND=$kind "$burn" wgpu all "$seconds" 3
 fi
+candle=$root/benches/candle/target/release/candle_cifar
+if [ "$device" != cpu ]; then
+    skip candle 'it has no GPU backend that is raced here'
+elif [ ! -x "$candle" ]; then
+    skip candle "no $candle; cargo build --release in benches/candle makes it"
+else
+    enter candle "$THREADS" env RAYON_NUM_THREADS="$THREADS" "$candle" "$data" --epochs "$epochs" --limit-train "$limit" --seconds "$seconds"
+fi
 [ ${#contestants[@]} -gt 0 ] || { echo 'nobody to race against' >&2 && exit 1; }
 
 # --- the race
@@ -137,6 +146,13 @@ elif peer.startswith("torch"):
     for b in ("64", "256"):
         found[f"batch {b} images/s"] = report["inference"]["b" + b]["images_per_s"]
     found["peak host MB"] = report["peak_rss_mb"]
+elif peer == "candle":
+    report = last_json()
+    found["train images/s"] = statistics.median(report["train_images_per_s"])
+    found["batch 1 p50 ms"] = report["inference"]["b1"]["p50_ms"]
+    found["batch 1 p99 ms"] = report["inference"]["b1"]["p99_ms"]
+    for b in ("64", "256"):
+        found[f"batch {b} images/s"] = report["inference"]["b" + b]["images_per_s"]
 elif peer == "keras":
     report = last_json()
     found["train images/s"] = 50_000 * len(report["history"]["loss"]) / report["fit_s"]
