@@ -1,4 +1,4 @@
-//! Matrix products on the CPU: a safe face for the `gemm` crate, and its blocks over the thread pool.
+//! Matrix products on the CPU: a safe face for the `gemm` crate's f32 kernels, and its blocks over the thread pool.
 
 use super::tasks::share;
 
@@ -64,26 +64,27 @@ pub(crate) fn product(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stride: usize
     // its slice; `c` is borrowed mutably, so it overlaps neither factor; all extents fit `isize` because slices do.
     #[allow(unsafe_code, reason = "the gemm crate takes raw pointers")]
     unsafe {
-        gemm::gemm(
-            m,
+        // Its kernels want the columns of the result in one piece: Cᵀ = Bᵀ · Aᵀ, whose column is a row of C.
+        gemm_f32::gemm::f32::get_gemm_fn()(
             n,
+            m,
             k,
             c.as_mut_ptr(),
-            1,
             stride as isize,
+            1,
             accumulate,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
             b.data.as_ptr(),
-            b.column_stride as isize,
             b.row_stride as isize,
+            b.column_stride as isize,
+            a.data.as_ptr(),
+            a.row_stride as isize,
+            a.column_stride as isize,
             1.0,
             1.0,
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            gemm_common::Parallelism::None,
         );
     }
 }
