@@ -79,8 +79,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     write_f32(&mut net, offsets, &[0.1, -0.67, 0.03])?;
 
     // Host, network, host: one encoder. Buffers order the passes, as between any two passes of wgpu.
-    let make_points = HostPass::new(&device, MAKE_POINTS, &[&points]);
-    let count_points = HostPass::new(&device, COUNT, &[net.buffer(plan, outside)?, &count]);
+    let make_points = HostPass::new(&device, MAKE_POINTS, vec![points.as_entire_binding()]);
+    let outside = wgpu::BindingResource::Buffer(net.buffer(plan, outside)?);
+    let count_points = HostPass::new(&device, COUNT, vec![outside, count.as_entire_binding()]);
     let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     make_points.record(&mut encoder, [SIDE as u32 / 16, SIDE as u32 / 16]);
     net.encode(&mut encoder, plan, POINTS)?;
@@ -107,7 +108,7 @@ struct HostPass {
 }
 
 impl HostPass {
-    fn new(device: &wgpu::Device, source: &str, buffers: &[&wgpu::Buffer]) -> Self {
+    fn new(device: &wgpu::Device, source: &str, buffers: Vec<wgpu::BindingResource<'_>>) -> Self {
         let module =
             device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -118,8 +119,7 @@ impl HostPass {
             compilation_options: wgpu::PipelineCompilationOptions::default(),
             cache: None,
         });
-        let entries: Vec<_> =
-            (0..).zip(buffers).map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() }).collect();
+        let entries: Vec<_> = (0..).zip(buffers).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
         let layout = pipeline.get_bind_group_layout(0);
         let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
         Self { pipeline, bindings }

@@ -59,6 +59,8 @@
 //! - No pass and no executor matches on an operator: they know it by [`ops::Rules`]. A new operator is a file in `ops`, its
 //!   kernels, and a word in the list of operators. The one exception is `plan/fuse/`, which puts chains of operators together.
 //! - A fused plan gives the plain plan's numbers: to the last bits of f64 by the references, within the kernels' tolerances elsewhere.
+//! - Tensors that one kernel takes by the dozen lie in one buffer, a pack ([`ops::Rules::packs`], [`plan::Pack`]); it is a matter of the plan
+//!   and of executors with bindings alone, and where tensors cannot lie so the operator's parts run, with the same bits.
 //! - Two live tensors never share a slot, and no step reads and writes one slot except through [`ops::Rules::updates`]
 //!   ([`plan::Plan::verify`]).
 //! - A planned reference run equals an unplanned one bit for bit; CPU and GPU agree with it within stated tolerances.

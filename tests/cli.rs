@@ -167,7 +167,7 @@ fn summary_is_the_table_that_keras_prints() {
 fn plan_lists_every_dispatch_with_its_memory() {
     let place = Place::new();
     let answer = place.json("plan --batch-size 8 --json");
-    for (name, kernels) in [("training", ["conv2d_relu_pool_weight_grad", "adam_pair"]), ("inference", ["conv2d_relu_pool", "softmax"])] {
+    for (name, kernels) in [("training", ["conv2d_relu_pool_weight_grad", "adam_group"]), ("inference", ["conv2d_relu_pool", "softmax"])] {
         let plan = &answer[name];
         let (steps, slots) = (plan["steps"].as_array().unwrap(), plan["slots"].as_array().unwrap());
         for kernel in kernels {
@@ -180,7 +180,9 @@ fn plan_lists_every_dispatch_with_its_memory() {
                 assert!(operand["bytes"].as_u64() <= slots[slot as usize]["bytes"].as_u64(), "{step}");
             }
         }
-        assert_eq!(plan["slot_bytes"].as_u64().unwrap(), slots.iter().map(|slot| slot["bytes"].as_u64().unwrap()).sum::<u64>());
+        let packs = plan["packs"].as_array().unwrap().iter().filter(|pack| pack["of"] == "slots");
+        let bytes = slots.iter().map(|slot| &slot["bytes"]).chain(packs.map(|pack| &pack["padding"]));
+        assert_eq!(plan["slot_bytes"].as_u64().unwrap(), bytes.map(|bytes| bytes.as_u64().unwrap()).sum::<u64>());
     }
     let conv = &answer["training"]["steps"][2];
     assert!(conv["kernel"] == "conv2d_relu_pool" && conv["picked"].is_null(), "{conv}");
@@ -221,7 +223,7 @@ fn selftest_passes_on_the_cpu() {
     let answer = place.json("selftest --device cpu --batch-size 2 --json");
     let verdicts = answer["verdicts"].as_array().unwrap();
     assert!(answer["passed"] == true && answer["device"].as_str().unwrap().starts_with("cpu"), "{answer}");
-    for kernel in ["conv2d_relu_pool", "conv2d_relu_pool_weight_grad", "dense", "dense_grad", "loss_head", "adam_pair", "softmax"] {
+    for kernel in ["conv2d_relu_pool", "conv2d_relu_pool_weight_grad", "dense", "dense_grad", "loss_head", "adam", "softmax"] {
         assert!(verdicts.iter().any(|verdict| verdict["kernel"] == kernel), "no {kernel}");
     }
     assert!(verdicts.iter().all(|verdict| verdict["problem"].is_null() && verdict["worst"].as_f64() <= Some(1.0)), "{answer}");

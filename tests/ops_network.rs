@@ -3,6 +3,7 @@
 mod common;
 
 use common::check_op;
+use shadernet::ops::adam::GROUP;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
 use shadernet::shape::{Shape, TensorType};
@@ -118,9 +119,14 @@ fn adam_and_the_counters_agree_with_reference() {
             let grad = fixed(&[&[slices], ty.shape.inner()].concat());
             worst.check(adam, &[ty, Adam::moments(ty), grad, rate], 1);
             let (bias, grad1) = (fixed(&[33]), fixed(&[slices, 33]));
-            worst.check(AdamPair { adam }, &[ty, Adam::moments(ty), grad, bias, Adam::moments(bias), grad1, rate], 1);
-            worst.check(AdamPair { adam }, &[bias, Adam::moments(bias), grad1, ty, Adam::moments(ty), ty, rate], 1);
+            let pair = AdamGroup { adam, count: 2 };
+            worst.check(pair, &[ty, bias, Adam::moments(ty), Adam::moments(bias), grad, grad1, rate], 1);
+            worst.check(pair, &[bias, ty, Adam::moments(bias), Adam::moments(ty), grad1, ty, rate], 1);
         }
+    }
+    for count in 1..=GROUP {
+        let group = common::examples::adam_group(count, rate);
+        worst.check(group.op, &group.types, 1);
     }
     for batch in [0, 1, 64] {
         for steps in [1, 5] {

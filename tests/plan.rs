@@ -230,11 +230,14 @@ fn same_runs(drawn: &Drawn, plan: &Plan, batch: usize) -> Result<(), String> {
     same_bits(&replayed, &unplanned)
 }
 
+/// Makes a plan, plain or fused.
+type Make = fn(&Graph, &[TensorId], usize) -> Result<Plan>;
+
 /// Runs a drawn graph on an executor and compares its roots and states with the unplanned run. Returns the worst error in units
 /// of the tolerance.
-fn agrees(exec: &mut dyn Guarded, drawn: &Drawn, batches: impl Iterator<Item = usize>) -> Result<f64> {
+fn agrees(exec: &mut dyn Guarded, drawn: &Drawn, make: Make, batches: impl Iterator<Item = usize>) -> Result<f64> {
     let graph = &drawn.graph;
-    let plan = Arc::new(Plan::new(graph, &drawn.roots, drawn.capacity)?);
+    let plan = Arc::new(make(graph, &drawn.roots, drawn.capacity)?);
     let id = exec.load(plan.clone())?;
     let mut worst = 0.0f64;
     for batch in batches {
@@ -315,7 +318,7 @@ proptest! {
 
     #[test]
     fn the_cpu_agrees_at_every_batch(drawn in drawings()) {
-        let worst = agrees(&mut CpuExecutor::new(Some(2)).unwrap(), &drawn, 0..=drawn.capacity).unwrap();
+        let worst = agrees(&mut CpuExecutor::new(Some(2)).unwrap(), &drawn, Plan::new, 0..=drawn.capacity).unwrap();
         println!("{worst:.4} of the tolerance");
     }
 }
@@ -325,8 +328,9 @@ proptest! {
 
     #[test]
     fn every_executor_agrees(drawn in drawings()) {
-        for mut exec in executors() {
-            let worst = agrees(exec.as_mut(), &drawn, [drawn.capacity, 0, 1].into_iter()).unwrap();
+        let makes: [Make; 2] = [Plan::new, Plan::fused];
+        for (mut exec, make) in makes.into_iter().flat_map(|make| executors().into_iter().map(move |exec| (exec, make))) {
+            let worst = agrees(exec.as_mut(), &drawn, make, [drawn.capacity, 0, 1].into_iter()).unwrap();
             println!("{}: {worst:.4} of the tolerance, {} nodes", exec.device(), drawn.graph.nodes().count());
         }
     }

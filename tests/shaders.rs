@@ -116,7 +116,9 @@ fn launches_bind_what_their_kernels_declare() {
                 declared.push(access.contains(StorageAccess::STORE));
             }
         }
-        let mut bound: Vec<bool> = (0..example.types.len()).map(|i| rules.updates().contains(&i)).collect();
+        let inside = |i: &usize| rules.packs().iter().any(|pack| pack.contains(i) && pack.start != *i); // a pack is one binding
+        let mut bound: Vec<bool> = (0..example.types.len()).filter(|i| !inside(i)).map(|i| rules.updates().contains(&i)).collect();
+        assert!(bound.len() <= 8, "{}: bindings", launch.kernel.name);
         if rules.updates().is_empty() {
             bound.push(true); // the outputs, last
             bound.extend(rules.extra_outputs(&example.types).iter().map(|_| true));
@@ -226,7 +228,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             "softmax" | "softmax_grad" | "softmax_cross_entropy_grad" => lanes.unwrap() / set["SHARERS"],
             // These are one workgroup, or so many whatever the batch.
             "accuracy"
-            | "adam_pair"
+            | "adam_group"
             | "loss_head"
             | "record"
             | "scaled_tick"
@@ -248,7 +250,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             let parts = constants.get("PARTS").unwrap_or(&1);
             assert_eq!((tile / block) * (tile / block) * parts, *lanes.unwrap(), "{name}: blocks of a tile and invocations");
         }
-        for shared in ["SHARERS", "OUTPUTS"].iter().filter_map(|name| set.get(name)) {
+        for (_, shared) in set.iter().filter(|(name, _)| name.starts_with("SHARERS") || **name == "OUTPUTS") {
             assert!(shared.is_power_of_two() && shared <= lanes.unwrap(), "{name}: {shared}");
         }
     }

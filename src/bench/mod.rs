@@ -16,7 +16,7 @@ pub use self::data::{initial_weights, noise_images, repeated};
 pub use self::host::{date, peak_host_bytes, processor};
 use crate::error::{Error, Result};
 use crate::exec::profile::{Profile, median};
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
 use crate::predict::Predictor;
 use crate::train::{Event, Session, Trainer};
 
@@ -33,17 +33,22 @@ pub struct Measured {
 }
 
 /// Bytes that an executor holds for plans of one graph: a leaf once, at the size of the largest plan that has it, and each plan's
-/// slots.
+/// slots. What lies between the tensors of packs is counted as on a GPU.
 pub fn planned_bytes<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> u64 {
-    let (mut leaves, mut slots) = (BTreeMap::new(), 0);
+    let (mut leaves, mut slots, mut padding) = (BTreeMap::new(), 0, BTreeMap::new());
     for plan in plans {
         slots += plan.slot_bytes();
+        for pack in plan.packs() {
+            if let Place::Leaf(first) = pack.members[0] {
+                padding.insert(first, pack.padding);
+            }
+        }
         for leaf in plan.leaves() {
             let bytes: &mut usize = leaves.entry(leaf.tensor).or_default();
             *bytes = leaf.ty.bytes(plan.capacity()).max(*bytes);
         }
     }
-    (slots + leaves.values().sum::<usize>()) as u64
+    (slots + leaves.values().chain(padding.values()).sum::<usize>()) as u64
 }
 
 /// Profiles so many training steps with whole batches, from the start of an epoch and, past its end, of the next. The weights

@@ -86,6 +86,9 @@ fn to_json(plan: &Plan, choices: Option<&Choices>) -> serde_json::Value {
         "batch": capacity,
         "steps": steps.collect::<Vec<_>>(),
         "slots": plan.slots().iter().map(|slot| json!({ "bytes": slot.bytes, "values": slot.tensors.len() })).collect::<Vec<_>>(),
+        "packs": plan.packs().iter().map(|pack| {
+            json!({ "bytes": pack.bytes, "padding": pack.padding, "of": if pack.is_of_leaves() { "leaves" } else { "slots" }, "tensors": pack.members.len() })
+        }).collect::<Vec<_>>(),
         "slot_bytes": plan.slot_bytes(),
         "leaf_bytes": plan.leaf_bytes(),
     })

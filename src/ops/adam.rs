@@ -1,10 +1,10 @@
-//! The optimiser: Adam, for one parameter and for two in one dispatch.
+//! The optimiser: Adam, for one parameter and for several in one dispatch.
 //!
 //! Adam is Kingma & Ba's (2015) in the form Keras computes it: `w -= lr · √(1 - β2ᵗ) / (1 - β1ᵗ) · m / (√v + ε)`, with ε outside
 //! the bias correction. The decays are f64 because `1 - β` is taken from them: 1 - 0.999 in f32 is wrong in the fifth digit.
 //! A gradient may come as partial sums, as the weight gradients of convolutions do: they are added on the way.
 
-mod pair;
+mod group;
 
 use super::scale::{SCALED_RATE, scaled_rate_type};
 use super::step::{RATE, expect, rate_type};
@@ -14,7 +14,7 @@ use crate::graph::{Graph, TensorId};
 use crate::kernels;
 use crate::shape::{DType, Shape, TensorType};
 
-pub use pair::AdamPair;
+pub use group::{AdamGroup, GROUP};
 
 /// `m += (g - m)(1 - β1)`, `v += (g² - v)(1 - β2)`, then the parameter's step. Operands `param` and `moments` `[2, elements]` (all of
 /// m, then all of v), which are changed, `grad`, and `rate`. The gradient is of the parameter's shape, or `[slices, …]`: partial

@@ -30,6 +30,7 @@ mod tiles;
 pub mod window;
 
 use std::fmt;
+use std::ops::Range;
 
 pub use operators::*;
 use serde::Serialize;
@@ -100,7 +101,7 @@ macro_rules! kernel {
 pub(crate) use kernel;
 
 /// One dispatch to be. Bindings follow the operands: inputs from 0, the output and the extra ones last, all in group 0; an operand
-/// named by [`Rules::updates`] is bound `read_write`, every other input `read`.
+/// named by [`Rules::updates`] is bound `read_write`, every other input `read`. A pack of operands ([`Rules::packs`]) is one binding.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// The program.
@@ -300,6 +301,20 @@ pub(crate) fn len_constants(ty: TensorType) -> Vec<(&'static str, f64)> {
     vec![("LEN", ty.shape.inner_len() as f64), ("BATCHED", f64::from(ty.shape.is_batched()))]
 }
 
+/// Where a binding may begin, on every adapter: a multiple of so many bytes.
+pub const PACK_ALIGNMENT: usize = 256;
+
+/// Where tensors of these sizes in bytes begin if they lie in one buffer, one behind the other, and where the last one's room ends.
+pub fn packed(sizes: &[usize]) -> (Vec<usize>, usize) {
+    let mut end = 0;
+    let mut place = |&bytes: &usize| {
+        let begin = end;
+        end += bytes.max(1).next_multiple_of(PACK_ALIGNMENT);
+        begin
+    };
+    (sizes.iter().map(&mut place).collect(), end)
+}
+
 /// Invocations of a workgroup in the kernels that go over elements.
 pub(crate) const LANES: usize = 256;
 
@@ -344,6 +359,18 @@ pub trait Rules: fmt::Debug + Send + Sync {
     /// Operands that are changed in place. Such an operator has no output: it is an effect.
     fn updates(&self) -> &[usize] {
         &[]
+    }
+
+    /// Runs of operands that the kernel has as one binding each, as it may have no more than eight: each run lies in one buffer,
+    /// its tensors one behind the other ([`packed`]), and is all updated or not at all.
+    fn packs(&self) -> Vec<Range<usize>> {
+        Vec::new()
+    }
+
+    /// Operators that together do the same, one after the other, each with the numbers of its operands: what runs where the
+    /// operands do not lie as [`packs`](Self::packs) says. An operator with packs has parts.
+    fn parts(&self) -> Vec<(Op, Vec<usize>)> {
+        Vec::new()
     }
 
     /// The output is the first input's memory under another shape; nothing runs.

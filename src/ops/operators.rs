@@ -38,7 +38,7 @@ macro_rules! operators {
 
 operators! {
     activation: Activation, ActivationGrad;
-    adam: Adam, AdamPair;
+    adam: Adam, AdamGroup;
     arithmetic: Add, Mul;
     bias: BiasAdd;
     cast: Cast;

@@ -51,7 +51,7 @@ impl Listing<'_> {
 
 impl fmt::Display for Listing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { capacity, steps, slots, leaves, .. } = self.plan;
+        let Plan { capacity, steps, slots, leaves, packs, .. } = self.plan;
         let place = |operand: &Operand| match operand.place {
             Place::Leaf(_) => format!("{}", operand.ty),
             Place::Slot(slot) => format!("{}@{slot}", operand.ty),
@@ -75,6 +75,13 @@ impl fmt::Display for Listing<'_> {
         writeln!(f, "\n{:>4}  {:>12}  values", "slot", "bytes")?;
         for (i, slot) in slots.iter().enumerate() {
             writeln!(f, "{i:>4}  {:>12}  {}", slot.bytes, slot.tensors.len())?;
+        }
+        if !packs.is_empty() {
+            writeln!(f, "\n{:>4}  {:>12}  in one buffer", "pack", "bytes")?;
+        }
+        for (i, pack) in packs.iter().enumerate() {
+            let what = if pack.is_of_leaves() { "leaves" } else { "slots" };
+            writeln!(f, "{i:>4}  {:>12}  {} {what}", pack.bytes, pack.members.len())?;
         }
         writeln!(f, "\ncapacity    {capacity:>12} images")?;
         writeln!(f, "slots       {:>12} bytes in {}", self.plan.slot_bytes(), slots.len())?;

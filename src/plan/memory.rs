@@ -2,7 +2,9 @@
 //!
 //! A value lives from the step that computes it to the last step that reads it; a root lives to the end. Values are placed
 //! in order of their birth, each into the free slot that fits best: the smallest that is large enough, else the largest,
-//! which then grows. A view lives where its input lives, for as long as either is read.
+//! which then grows. A view lives where its input lives, for as long as either is read. A value of a pack has a slot of its own.
+
+use std::collections::HashSet;
 
 use super::{Operand, Place, Slot};
 use crate::graph::{Graph, Role, TensorId};
@@ -15,8 +17,9 @@ pub(super) struct Placed {
 }
 
 /// Gives every needed tensor a place.
-pub(super) fn place(graph: &Graph, roots: &[TensorId], needed: &[bool], capacity: usize) -> Placed {
+pub(super) fn place(graph: &Graph, roots: &[TensorId], needed: &[bool], packs: &[Vec<TensorId>], capacity: usize) -> Placed {
     let memory = owners(graph);
+    let packed: HashSet<TensorId> = packs.iter().flatten().copied().collect();
     let mut last_use: Vec<usize> = vec![0; memory.len()]; // of each owner, by node index
     for (id, node) in graph.nodes().filter(|(id, _)| needed[id.index()]) {
         for tensor in node.inputs.iter().chain([&id]).filter(|_| !matches!(node.role, Role::Extra(_))) {
@@ -38,7 +41,7 @@ pub(super) fn place(graph: &Graph, roots: &[TensorId], needed: &[bool], capacity
                 let bytes = node.ty.bytes(capacity);
                 // An extra output is born with the node before it, so it may not lie where that one's operands lie.
                 let born = if matches!(node.role, Role::Extra(_)) { node.inputs[0].index() } else { id.index() };
-                let free = (0..slots.len()).filter(|&slot| busy_until[slot] < born);
+                let free = (0..slots.len()).filter(|&slot| busy_until[slot] < born && !packed.contains(&id));
                 let slot = free.min_by_key(|&slot| fit(slots[slot].bytes, bytes)).unwrap_or_else(|| {
                     slots.push(Slot { bytes: 0, tensors: Vec::new() });
                     busy_until.push(0);
@@ -46,7 +49,7 @@ pub(super) fn place(graph: &Graph, roots: &[TensorId], needed: &[bool], capacity
                 });
                 slots[slot].bytes = slots[slot].bytes.max(bytes);
                 slots[slot].tensors.push(id);
-                busy_until[slot] = last_use[id.index()].max(id.index());
+                busy_until[slot] = if packed.contains(&id) { usize::MAX } else { last_use[id.index()].max(id.index()) };
                 Place::Slot(slot)
             }
             Role::Value | Role::Extra(_) => operands[owner.index()].expect("a view's input comes before it").place,

@@ -8,14 +8,18 @@ mod choices;
 mod fuse;
 mod listing;
 mod memory;
+mod pack;
 mod verify;
+
+use std::ops::Range;
 
 pub use choices::Choices;
 pub use listing::Listing;
+pub use pack::Pack;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Role, TensorId};
-use crate::ops::{Launch, Op, Style, Variant};
+use crate::ops::{Launch, Op, Style, Variant, packed};
 use crate::shape::TensorType;
 
 /// Where a tensor's bytes are.
@@ -60,6 +64,9 @@ pub struct Step {
     /// Under what a choice among them is kept; empty where there is none to make. The same for every step whose kernels would take
     /// the same time.
     pub key: String,
+    /// What does the same, one after the other, where the operands do not lie as the operator wants them
+    /// ([`Rules::packs`](crate::ops::Rules::packs)); empty for one that takes them as they are.
+    pub parts: Vec<Self>,
 }
 
 /// One of a step's kernels.
@@ -74,6 +81,28 @@ pub struct Candidate<'a> {
 }
 
 impl Step {
+    /// The step of an operator on operands that have a place; of the result there is the type, its place and what is written beside it.
+    fn new(
+        node: TensorId,
+        op: &Op,
+        label: &str,
+        inputs: Vec<Operand>,
+        (ty, output, extra): (TensorType, Option<Operand>, Vec<Operand>),
+        capacity: usize,
+    ) -> Self {
+        let types: Vec<TensorType> = inputs.iter().map(|input| input.ty).collect();
+        let launch = op.rules().launch(&types, ty);
+        let variants = op.rules().variants(&types, ty);
+        let key = choices::key(op, &types, capacity, &launch, &variants);
+        let part = |(part, operands): &(Op, Vec<usize>)| {
+            let inputs: Vec<Operand> = operands.iter().map(|&operand| inputs[operand]).collect();
+            let changed = (inputs[0].ty, None, Vec::new());
+            Self::new(node, part, label, inputs, changed, capacity)
+        };
+        let parts = op.rules().parts().iter().map(part).collect();
+        Self { node, op: op.clone(), label: label.to_owned(), inputs, output, extra, launch, variants, key, parts }
+    }
+
     /// Types of the operands.
     pub fn input_types(&self) -> Vec<TensorType> {
         self.inputs.iter().map(|operand| operand.ty).collect()
@@ -82,6 +111,18 @@ impl Step {
     /// All that is written: the result and what comes beside it.
     pub fn outputs(&self) -> impl Iterator<Item = Operand> + '_ {
         self.output.into_iter().chain(self.extra.iter().copied())
+    }
+
+    /// Operands, by number, of each binding of the kernel: one, or those of a pack. The outputs have bindings of their own.
+    pub fn bindings(&self) -> Vec<Range<usize>> {
+        let packs = self.op.rules().packs();
+        let (mut bindings, mut next) = (Vec::new(), 0);
+        while next < self.inputs.len() {
+            let binding = packs.iter().find(|pack| pack.start == next && !pack.is_empty()).cloned().unwrap_or(next..next + 1);
+            next = binding.end;
+            bindings.push(binding);
+        }
+        bindings
     }
 
     /// Floating-point operations of a run of this batch, see [`Rules::flops`](crate::ops::Rules::flops).
@@ -130,6 +171,7 @@ pub struct Plan {
     steps: Vec<Step>,
     slots: Vec<Slot>,
     leaves: Vec<Leaf>,
+    packs: Vec<Pack>,
     roots: Vec<TensorId>,
     places: Vec<Option<Operand>>, // by tensor index
 }
@@ -144,7 +186,8 @@ impl Plan {
             return Err(Error::invalid("a plan", format!("capacity {capacity}, {} roots", roots.len()), "at least 1 of each"));
         }
         let needed = needed(graph, roots);
-        let placed = memory::place(graph, roots, &needed, capacity);
+        let packs = pack::find(graph, &needed);
+        let placed = memory::place(graph, roots, &needed, &packs, capacity);
         let operand = |tensor: TensorId| placed.operands[tensor.index()].expect("every needed tensor has a place");
 
         let (mut steps, mut leaves) = (Vec::new(), Vec::new());
@@ -160,15 +203,18 @@ impl Plan {
                 continue;
             }
             let inputs: Vec<Operand> = node.inputs.iter().map(|&input| operand(input)).collect();
-            let types: Vec<TensorType> = inputs.iter().map(|input| input.ty).collect();
-            let launch = op.rules().launch(&types, node.ty);
-            let variants = op.rules().variants(&types, node.ty);
             let output = (node.role != Role::Effect).then(|| operand(id));
             let extra = graph.extra_outputs(id).into_iter().map(operand).collect();
-            let key = choices::key(op, &types, capacity, &launch, &variants);
-            steps.push(Step { node: id, op: op.clone(), label: node.label.clone(), inputs, output, extra, launch, variants, key });
+            steps.push(Step::new(id, op, &node.label, inputs, (node.ty, output, extra), capacity));
         }
-        let plan = Self { capacity, steps, slots: placed.slots, leaves, roots: roots.to_vec(), places: placed.operands };
+        let pack = |members: &Vec<TensorId>| {
+            let sizes: Vec<usize> = members.iter().map(|&member| graph.ty(member).bytes(capacity)).collect();
+            let (offsets, bytes) = packed(&sizes);
+            let members = members.iter().map(|&member| operand(member).place).collect();
+            Pack { members, offsets, bytes, padding: bytes - sizes.iter().sum::<usize>() }
+        };
+        let packs = packs.iter().map(pack).collect();
+        let plan = Self { capacity, steps, slots: placed.slots, leaves, packs, roots: roots.to_vec(), places: placed.operands };
         plan.verify().map_err(|problem| Error::invalid("a plan", problem, "operators that do not read what they update"))?;
         Ok(plan)
     }
@@ -226,6 +272,11 @@ impl Plan {
         &self.leaves
     }
 
+    /// Tensors that are to lie in one buffer, for executors whose kernels have bindings.
+    pub fn packs(&self) -> &[Pack] {
+        &self.packs
+    }
+
     /// What the plan is for: the values that can be read after a run, and the effects.
     pub fn roots(&self) -> &[TensorId] {
         &self.roots
@@ -240,12 +291,17 @@ impl Plan {
 
     /// Bytes of all slots at capacity.
     pub fn slot_bytes(&self) -> usize {
-        self.slots.iter().map(|slot| slot.bytes).sum()
+        self.slots.iter().map(|slot| slot.bytes).sum::<usize>() + self.padding(|pack| !pack.is_of_leaves())
     }
 
     /// Bytes of all leaves at capacity.
     pub fn leaf_bytes(&self) -> usize {
-        self.leaves.iter().map(|leaf| leaf.ty.bytes(self.capacity)).sum()
+        self.leaves.iter().map(|leaf| leaf.ty.bytes(self.capacity)).sum::<usize>() + self.padding(Pack::is_of_leaves)
+    }
+
+    /// Bytes between the tensors of some packs.
+    fn padding(&self, which: impl Fn(&Pack) -> bool) -> usize {
+        self.packs.iter().filter(|pack| which(pack)).map(|pack| pack.padding).sum()
     }
 }
 

@@ -1,12 +1,12 @@
 //! Proof that a plan's memory is sound, by a method other than the one that placed it: replaying it and watching.
 
-use super::{Operand, Place, Plan};
+use super::{Operand, Place, Plan, Step};
 use crate::graph::TensorId;
 
 impl Plan {
     /// Replays the plan and checks that every step reads what was last written to that place, that no step reads and writes
     /// one piece of memory except through what its operator updates, that no view of a leaf is read after an update that it
-    /// comes before, that everything fits, and that the roots survive.
+    /// comes before, that everything fits, that no step reads one tensor of a pack and writes another, and that the roots survive.
     ///
     /// # Errors
     /// The first thing that is wrong, as a sentence.
@@ -47,6 +47,7 @@ impl Plan {
                 }
                 holds[slot] = Some(output.tensor);
             }
+            self.verify_packs(step)?;
         }
         for root in &self.roots {
             if self.places[root.index()].is_some_and(|operand| stale(&operand, &updates)) {
@@ -57,6 +58,25 @@ impl Plan {
                 && holds[slot] != self.owner(operand.tensor, slot)
             {
                 return Err(format!("the root node {} is overwritten", root.index()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a step reads tensors of a pack or writes such, but not both, and that what has a slot in a pack has it alone.
+    fn verify_packs(&self, step: &Step) -> Result<(), String> {
+        let updates = step.op.rules().updates();
+        for pack in &self.packs {
+            let is_member = |operand: &Operand| pack.members.contains(&operand.place);
+            let mut inputs = step.inputs.iter().enumerate().filter(|(_, input)| is_member(input));
+            let reads = inputs.clone().any(|(i, _)| !updates.contains(&i));
+            let writes = inputs.any(|(i, _)| updates.contains(&i)) || step.outputs().any(|output| is_member(&output));
+            if reads && writes {
+                return Err(format!("{} reads and writes tensors of one pack", step.title()));
+            }
+            let shared = |place: &&Place| matches!(place, Place::Slot(slot) if self.slots[*slot].tensors.len() > 1);
+            if let Some(place) = pack.members.iter().find(shared) {
+                return Err(format!("{place:?} of a pack is shared"));
             }
         }
         Ok(())

@@ -120,6 +120,14 @@ impl Rules for Altered {
         self.op.rules().updates()
     }
 
+    fn packs(&self) -> Vec<std::ops::Range<usize>> {
+        self.op.rules().packs()
+    }
+
+    fn parts(&self) -> Vec<(Op, Vec<usize>)> {
+        self.op.rules().parts()
+    }
+
     fn is_view(&self) -> bool {
         self.op.rules().is_view()
     }

@@ -1,6 +1,7 @@
 //! One or more applications of every operator that has a kernel, for tests that go over all kernels.
 
 use shadernet::ops::activation::Function;
+use shadernet::ops::adam::GROUP;
 use shadernet::ops::reduce::Axes;
 use shadernet::ops::window::{Padding, Window};
 use shadernet::ops::*;
@@ -61,8 +62,10 @@ pub fn examples() -> Vec<Example> {
     all.push(example(adam, &[fixed(&[37]), fixed(&[2, 37]), fixed(&[70, 37]), rate], 1));
     let (bias, moments1) = (fixed(&[37]), fixed(&[2, 37]));
     for [grad, grad1] in [[param, bias], [fixed(&[5, 3, 100]), bias], [fixed(&[70, 3, 100]), fixed(&[70, 37])]] {
-        all.push(example(AdamPair { adam }, &[param, moments, grad, bias, moments1, grad1, rate], 1));
+        all.push(example(AdamGroup { adam, count: 2 }, &[param, bias, moments, moments1, grad, grad1, rate], 1));
     }
+    all.push(adam_group(1, rate));
+    all.push(adam_group(GROUP, rate));
     let log = fixed(&[7, 2]);
     all.push(example(Record, &[scalar, scalar, clock, log], 3));
     all.push(example(adam.tick(), &[scalar, scalar, clock, log, rate], 3));
@@ -112,6 +115,16 @@ pub fn examples() -> Vec<Example> {
     all
 }
 
+/// A step of Adam for parameters of many sizes, those of a tensor and a bias in turn, with slices of many counts.
+pub fn adam_group(count: usize, rate: TensorType) -> Example {
+    let extents = |i: usize| if i.is_multiple_of(2) { vec![3, 1 + 21 * i] } else { vec![64 * i.div_ceil(3)] };
+    let param = |i: usize| fixed(&extents(i));
+    let grad = |i: usize| if i % 3 == 2 { param(i) } else { fixed(&[&[[1, 9, 0, 40, 192][i % 5].max(2)], &extents(i)[..]].concat()) };
+    let params = (0..count).map(param).chain((0..count).map(|i| Adam::moments(param(i))));
+    let types: Vec<TensorType> = params.chain((0..count).map(grad)).chain([rate]).collect();
+    example(AdamGroup { adam: Adam::default(), count }, &types, 1)
+}
+
 /// Casts, and what a scaled loss needs.
 fn scaled(all: &mut Vec<Example>) {
     let (param, rate, clock, scalar) = (fixed(&[3, 100]), fixed(&[8]), integers(&[2]), fixed(&[]));
@@ -126,8 +139,8 @@ fn scaled(all: &mut Vec<Example>) {
     all.push(example(Adam::default().scaled_tick(), &[scalar, scalar, clock, fixed(&[7, 2]), rate, scalar], 3));
     let moments = Adam::moments(param);
     all.push(example(Adam::default(), &[param, moments, fixed(&[40, 3, 100]), rate], 1));
-    let pair = AdamPair { adam: Adam::default() };
-    all.push(example(pair, &[param, moments, param, param, moments, fixed(&[40, 3, 100]), rate], 1));
+    let group = AdamGroup { adam: Adam::default(), count: 2 };
+    all.push(example(group, &[param, param, moments, moments, param, fixed(&[40, 3, 100]), rate], 1));
 }
 
 fn convolutions(all: &mut Vec<Example>) {

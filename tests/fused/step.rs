@@ -74,12 +74,12 @@ fn count(plan: &Plan, name: &str) -> usize {
 }
 
 #[test]
-fn a_perceptrons_step_is_ten_dispatches_that_change_what_the_plain_ones_change() {
+fn a_perceptrons_step_is_eight_dispatches_that_change_what_the_plain_ones_change() {
     let net = perceptron(7, Function::Relu);
     let roots = net.roots();
     let [plain, fused] = [Plan::new, Plan::fused].map(|make| Arc::new(make(&net.graph, &roots, 40).unwrap()));
     fused.verify().unwrap();
-    let wanted = ["matmul", "dense", "dense", "loss_head", "dense_grad", "adam_pair", "dense_grad", "adam_pair", "matmul", "adam"];
+    let wanted = ["matmul", "dense", "dense", "loss_head", "dense_grad", "dense_grad", "matmul", "adam_group"];
     assert_eq!(names(&fused), wanted);
     let registers = Plan::for_style(Style::Registers, &net.graph, &roots, 40).unwrap();
     assert_eq!((count(&registers, "loss_head"), count(&registers, "adam"), count(&registers, "dense")), (1, 5, 0));
@@ -191,10 +191,10 @@ fn steps(between: impl Fn(&mut Graph, &[TensorId], TensorId) -> Option<TensorId>
 }
 
 #[test]
-fn steps_of_adam_are_paired_unless_something_reads_or_changes_meanwhile_what_they_change_or_read() {
-    assert_eq!(names(&steps(|_, _, _| None)), ["adam_pair"]);
+fn steps_of_adam_are_grouped_unless_something_reads_or_changes_meanwhile_what_they_change_or_read() {
+    assert_eq!(names(&steps(|_, _, _| None)), ["adam_group"]);
     let unrelated = |graph: &mut Graph, params: &[TensorId], _| Some(graph.relu(params[1]).unwrap());
-    assert_eq!(names(&steps(unrelated)), ["relu", "adam_pair"]);
+    assert_eq!(names(&steps(unrelated)), ["relu", "adam_group"]);
     let read = |graph: &mut Graph, params: &[TensorId], _| Some(graph.relu(params[0]).unwrap());
     assert_eq!(names(&steps(read)), ["adam", "adam", "relu"]);
     let read_by_a_view = |graph: &mut Graph, params: &[TensorId], _| {

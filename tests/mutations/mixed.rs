@@ -147,11 +147,11 @@ fn scaled() -> Vec<Target> {
             &[["steps where one has overflowed", " || (SCALED && rate[1].y >= 1.0)", ""]],
         ),
         target(
-            example(AdamPair { adam }, &[param, moments, param, param, moments, param, rate], 1),
+            example(AdamGroup { adam, count: 2 }, &[param, param, moments, moments, param, param, rate], 1),
             &[["the gradient stays scaled", "total *= rate[4]", "total *= 1.0"]],
         ),
         target(
-            example(Altered::drawn(AdamPair { adam }, 6, (1.0, 2.0)), &[param, moments, param, param, moments, param, rate], 1),
+            example(Altered::drawn(AdamGroup { adam, count: 2 }, 6, (1.0, 2.0)), &[param, param, moments, moments, param, param, rate], 1),
             &[["steps where one has overflowed", " || (SCALED && rate[5] >= 1.0)", ""]],
         ),
     ]

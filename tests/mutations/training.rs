@@ -33,15 +33,26 @@ pub(super) fn targets() -> Vec<Target> {
         ),
         target(example(adam, &[bias, fixed(&[2, 5]), fixed(&[2100, 5]), rate], 1), &[["only the last run", "total += run", "total = run"]]),
         target(
-            example(AdamPair { adam }, &[param, moments, fixed(&[150, 3, 100]), bias, fixed(&[2, 5]), fixed(&[3, 5]), rate], 1),
+            example(
+                AdamGroup { adam, count: 3 },
+                &[&[param, bias, bias, moments, fixed(&[2, 5]), fixed(&[2, 5]), fixed(&[150, 3, 100])][..], &[fixed(&[3, 5]); 2], &[rate]]
+                    .concat(),
+                1,
+            ),
             &[
-                ["epsilon inside the root", "sqrt(moments.y) + EPSILON", "sqrt(moments.y + EPSILON)"],
-                ["the gradient not squared", "vec2(gradient, gradient * gradient)", "vec2(gradient, gradient)"],
-                ["the second as the first in length", "select(LEN0, LEN1, second)", "LEN0"],
-                ["slices of the first", "select(SLICES0, SLICES1, second)", "SLICES0"],
-                ["a workgroup too few of the first", "tile >= GROUPS0", "tile + 1u >= GROUPS0"],
+                ["epsilon inside the root", "sqrt(v) + EPSILON", "sqrt(v + EPSILON)"],
+                ["no bias correction", "rate[0] * sqrt(rate[2]) / rate[1]", "rate[0]"],
+                ["the gradient not squared", "total * total - moments", "total - moments"],
+                ["the other moment's decay", "(total - moments[at_m]) * STEP1", "(total - moments[at_m]) * STEP2"],
+                ["a parameter's length is the next one's", "groups, len, slices", "groups, part.len, slices"],
+                ["slices of the one before", "groups, len, slices", "groups, len, part.slices"],
+                ["a workgroup too few of each", "part.group < groups", "part.group + 1u < groups"],
+                ["the last slice left out", "part.sharers * RUN, part.slices)", "part.sharers * RUN, part.slices - 1u)"],
                 ["the tree's last round left out", "half >= elements", "half > elements"],
-                ["moments of the first", "vec2(moments1[i], moments1[LEN1 + i])", "vec2(moments0[i], moments0[LEN0 + i])"],
+                ["gradients not aligned", "part.g + padded(part.slices * part.len)", "part.g + part.slices * part.len"],
+                ["parameters not aligned", "part.w + padded(part.len)", "part.w + part.len"],
+                ["moments of one", "part.moments + padded(2u * part.len)", "part.moments + padded(part.len)"],
+                ["the last element left out", "|| i >= part.len ||", "|| i + 1u >= part.len ||"],
             ],
         ),
         target(

@@ -7,8 +7,11 @@ use crate::plan::Step;
 /// Workgroups a dispatch may have in one direction, on every adapter.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// What a step of a loaded plan comes to.
-pub(super) struct Dispatch {
+/// What a step of a loaded plan comes to: one call, or one for each of its parts.
+pub(super) struct Dispatch(pub(super) Vec<Call>);
+
+/// One call of a kernel.
+pub(super) struct Call {
     pub(super) pipeline: Pipeline,
     pub(super) bindings: wgpu::BindGroup,
     pub(super) workgroups: Workgroups,
@@ -17,21 +20,24 @@ pub(super) struct Dispatch {
 impl Dispatch {
     /// Records it into a pass; nothing where the batch leaves nothing to do.
     pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>, batch: usize) {
-        let (x, y) = fold(self.workgroups.count(batch));
-        if x == 0 {
-            return;
+        for Call { pipeline, bindings, workgroups } in &self.0 {
+            let (x, y) = fold(workgroups.count(batch));
+            if x == 0 {
+                continue;
+            }
+            pass.set_pipeline(&pipeline.compute);
+            pass.set_bind_group(0, bindings, &[]);
+            pass.set_immediates(0, &(batch as u32).to_le_bytes());
+            pass.dispatch_workgroups(x, y, 1);
         }
-        pass.set_pipeline(&self.pipeline.compute);
-        pass.set_bind_group(0, &self.bindings, &[]);
-        pass.set_immediates(0, &(batch as u32).to_le_bytes());
-        pass.dispatch_workgroups(x, y, 1);
     }
 }
 
 /// Which of a step's bindings its kernel may write.
 pub(super) fn writable(step: &Step) -> Writable {
     let updates = step.op.rules().updates();
-    (0..step.inputs.len()).map(|i| updates.contains(&i)).chain(step.outputs().map(|_| true)).collect()
+    let inputs = step.bindings().into_iter().map(|operands| updates.contains(&operands.start));
+    inputs.chain(step.outputs().map(|_| true)).collect()
 }
 
 /// A count of workgroups as two extents, neither above the limit, their product at least the count.

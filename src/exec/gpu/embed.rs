@@ -1,5 +1,6 @@
 //! For a host program with a device of its own: its buffers as inputs, its encoder to record into, our results in place.
 
+use super::memory::Region;
 use super::{Error, GpuExecutor, Leaf, PlanId, Result, check_batches, check_read, memory};
 use crate::graph::{Graph, Role, TensorId};
 
@@ -27,20 +28,20 @@ impl GpuExecutor {
         if slot.is_some() {
             return Err(Error::invalid(what(), "a tensor that is loaded", "one that no plan has loaded yet"));
         }
-        *slot = Some(Leaf { ty, label, bytes, buffer, adopted: true });
+        *slot = Some(Leaf { ty, label, region: Region::adopted(buffer, bytes) });
         Ok(())
     }
 
-    /// The buffer of a leaf or of a root of a plan, for a host that goes on computing with it on the device. The tensor
-    /// starts at byte 0, row-major; the buffer may be longer. It has the usages `STORAGE`, `COPY_SRC` and `COPY_DST`, and is
-    /// the same one for as long as the executor lives.
+    /// Where a leaf or a root of a plan is, for a host that goes on computing with it on the device: the buffer, the byte at which the
+    /// tensor starts, row-major, and its size at the plan's capacity or more. Parameters that are learned together lie in one buffer. It
+    /// has the usages `STORAGE`, `COPY_SRC` and `COPY_DST`, if it is ours, and all stays so for as long as the executor lives.
     ///
     /// # Errors
     /// If the tensor is neither.
-    pub fn buffer(&self, plan: PlanId, tensor: TensorId) -> Result<&wgpu::Buffer> {
+    pub fn buffer(&self, plan: PlanId, tensor: TensorId) -> Result<wgpu::BufferBinding<'_>> {
         let loaded = self.loaded(plan)?;
         let operand = check_read(&loaded.plan, tensor, 0)?;
-        Ok(self.place(loaded, &operand))
+        Ok(self.place(loaded, &operand).binding())
     }
 
     /// Records one run of a plan into the host's own encoder, as one compute pass. The host submits it.

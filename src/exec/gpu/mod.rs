@@ -20,14 +20,14 @@ pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
 use super::ceiling::{self, Ceiling};
 use super::profile::RunTimes;
 use super::tune::{Tuner, Tuning};
-use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, initial_word, unknown_plan};
+use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
-use crate::ops::Style;
+use crate::ops::{Style, packed};
 use crate::plan::{Candidate, Choices, Operand, Place, Plan, Step};
 use crate::shape::{DType, TensorType};
-use dispatch::{Dispatch, MAX_WORKGROUPS, writable};
-use memory::Guard;
+use dispatch::{Call, Dispatch, MAX_WORKGROUPS, writable};
+use memory::{Guard, Region};
 use pipeline::Pipelines;
 
 /// Steps recorded into one submission. Enough to hide what a submission costs, few enough for a driver's watchdog.
@@ -52,15 +52,12 @@ pub struct GpuExecutor {
 struct Leaf {
     ty: TensorType,
     label: String,
-    bytes: usize,
-    buffer: wgpu::Buffer,
-    /// Whether it is the host program's buffer: then it has no guard band, and may be larger than the tensor.
-    adopted: bool,
+    region: Region,
 }
 
 struct Loaded {
     plan: Arc<Plan>,
-    slots: Vec<wgpu::Buffer>,
+    slots: Vec<Region>,
     dispatches: Vec<Dispatch>,
 }
 
@@ -112,20 +109,10 @@ impl GpuExecutor {
     /// # Errors
     /// [`Error::Kernel`] naming the first buffer whose band was touched.
     pub fn check_guards(&mut self) -> Result<()> {
-        let own = self.leaves.iter().flatten().filter(|leaf| !leaf.adopted);
-        let leaves = own.map(|leaf| (leaf.label.clone(), leaf.buffer.clone(), leaf.bytes));
-        let slots = self.plans.iter().flat_map(|loaded| {
-            loaded.slots.iter().enumerate().map(|(i, buffer)| (format!("slot {i}"), buffer.clone(), loaded.plan.slots()[i].bytes))
-        });
-        let buffers: Vec<_> = leaves.chain(slots).collect();
-        for (what, buffer, bytes) in buffers {
-            let band = self.read_bytes(&buffer, bytes, buffer.size() as usize - bytes)?;
-            if let Some(at) = memory::broken(&band) {
-                let reason = format!("{what}: the guard band was overwritten {at} bytes past the end");
-                return Err(Error::Kernel { kernel: what, device: self.gpu.name.clone(), reason });
-            }
-        }
-        Ok(())
+        let leaves = self.leaves.iter().flatten().map(|leaf| (leaf.label.clone(), leaf.region.clone()));
+        let slots = self.plans.iter().flat_map(|loaded| (0..).zip(&loaded.slots).map(|(i, slot)| (format!("slot {i}"), slot.clone())));
+        let regions: Vec<_> = leaves.chain(slots).collect();
+        regions.into_iter().try_for_each(|(what, region)| self.check_guard(what, &region))
     }
 
     /// Refuses a plan that cannot run here, before anything is allocated for it.
@@ -145,8 +132,8 @@ impl GpuExecutor {
         for leaf in plan.leaves() {
             let bytes = leaf.ty.bytes(plan.capacity());
             match self.leaves.get(leaf.tensor.index()).and_then(Option::as_ref) {
-                Some(known) if known.bytes < bytes => {
-                    let found = format!("{} of {} bytes", leaf.label, known.bytes);
+                Some(known) if known.region.bytes < bytes => {
+                    let found = format!("{} of {} bytes", leaf.label, known.region.bytes);
                     return Err(Error::invalid("a leaf of an earlier plan", found, format!("{bytes} bytes: load the largest plan first")));
                 }
                 Some(_) => {}
@@ -159,23 +146,11 @@ impl GpuExecutor {
 
     /// Makes the buffers, pipelines and bind groups of a plan that fits.
     fn allocate(&mut self, plan: Arc<Plan>) -> Result<Loaded> {
-        for leaf in plan.leaves() {
-            if self.leaf_slot(leaf.tensor).is_some() {
-                continue;
-            }
-            let bytes = leaf.ty.bytes(plan.capacity());
-            let buffer = memory::create(&self.gpu, &leaf.label, bytes, self.guard)?;
-            let start = initial_word(leaf.role, leaf.ty.dtype);
-            if start != 0 {
-                // New buffers hold zeros, so that a data set costs no memory of the host here.
-                self.gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&vec![start; bytes / 4]));
-            }
-            *self.leaf_slot(leaf.tensor) = Some(Leaf { ty: leaf.ty, label: leaf.label.clone(), bytes, buffer, adopted: false });
-        }
-        let slot = |(i, slot): (usize, &crate::plan::Slot)| memory::create(&self.gpu, &format!("slot {i}"), slot.bytes, self.guard);
-        let slots = plan.slots().iter().enumerate().map(slot).collect::<Result<_>>()?;
+        self.allocate_leaves(&plan)?;
+        let slots = self.allocate_slots(&plan)?;
         let mut loaded = Loaded { plan: plan.clone(), slots, dispatches: Vec::new() };
-        let launches: Vec<_> = plan.steps().iter().map(|step| (self.pick(step).launch, writable(step))).collect();
+        let steps: Vec<Vec<&Step>> = plan.steps().iter().map(|step| self.calls(&loaded, step)).collect();
+        let launches: Vec<_> = steps.iter().flatten().map(|step| (self.pick(step).launch, writable(step))).collect();
         let began = Instant::now();
         let made = self.pipelines.make(&self.gpu, &launches)?;
         log::debug!("{made} pipelines made in {:.3} s", began.elapsed().as_secs_f64());
@@ -184,9 +159,9 @@ impl GpuExecutor {
         {
             cache.keep(&self.gpu);
         }
-        for step in plan.steps() {
-            let dispatch = self.dispatch(&loaded, step)?;
-            loaded.dispatches.push(dispatch);
+        for steps in steps {
+            let calls = steps.into_iter().map(|step| self.call(&loaded, step)).collect::<Result<_>>()?;
+            loaded.dispatches.push(Dispatch(calls));
         }
         self.gpu.check_alive()?;
         Ok(loaded)
@@ -203,32 +178,41 @@ impl GpuExecutor {
         &mut self.leaves[tensor.index()]
     }
 
-    fn place<'a>(&'a self, loaded: &'a Loaded, operand: &Operand) -> &'a wgpu::Buffer {
+    fn place<'a>(&'a self, loaded: &'a Loaded, operand: &Operand) -> &'a Region {
         match operand.place {
-            Place::Leaf(id) => &self.leaves[id.index()].as_ref().expect("a loaded plan has its leaves").buffer,
+            Place::Leaf(id) => &self.leaves[id.index()].as_ref().expect("a loaded plan has its leaves").region,
             Place::Slot(slot) => &loaded.slots[slot],
         }
     }
 
-    /// What a kernel sees of an operand: all of its buffer, its guard band included, or the tensor's part of a host's buffer.
-    fn binding<'a>(&'a self, loaded: &'a Loaded, operand: &Operand) -> wgpu::BindingResource<'a> {
-        if let Place::Leaf(id) = operand.place
-            && let Some(leaf) = self.leaves[id.index()].as_ref().filter(|leaf| leaf.adopted)
-        {
-            let size = std::num::NonZeroU64::new(leaf.bytes as u64);
-            return wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &leaf.buffer, offset: 0, size });
-        }
-        self.place(loaded, operand).as_entire_binding()
+    /// What runs for a step: the step itself if its operands lie as its kernel wants them, else its parts.
+    fn calls<'a>(&self, loaded: &Loaded, step: &'a Step) -> Vec<&'a Step> {
+        let lies = |operands: &std::ops::Range<usize>| {
+            let regions: Vec<&Region> = step.inputs[operands.clone()].iter().map(|operand| self.place(loaded, operand)).collect();
+            let (offsets, _) = packed(&regions.iter().map(|region| region.bytes).collect::<Vec<_>>());
+            regions.iter().zip(offsets).all(|(region, offset)| region.buffer == regions[0].buffer && region.offset == offset)
+        };
+        if step.op.rules().packs().iter().all(lies) { vec![step] } else { step.parts.iter().collect() }
     }
 
-    /// A step's dispatch, its pipeline being made.
-    fn dispatch(&self, loaded: &Loaded, step: &Step) -> Result<Dispatch> {
+    /// What a kernel sees of a binding's operands: all of a tensor's region, or all of the buffer of a pack.
+    fn binding<'a>(&'a self, loaded: &'a Loaded, operands: &[Operand]) -> wgpu::BindingResource<'a> {
+        let region = self.place(loaded, &operands[0]);
+        match operands {
+            [_] => wgpu::BindingResource::Buffer(region.binding()),
+            _ => region.buffer.as_entire_binding(),
+        }
+    }
+
+    /// The call of a step's kernel, its pipeline being made.
+    fn call(&self, loaded: &Loaded, step: &Step) -> Result<Call> {
         let launch = self.pick(step).launch;
         let pipeline = self.pipelines.get(launch, writable(step)).expect("the pipelines of a plan are made together");
-        let operands = step.inputs.iter().copied().chain(step.outputs());
+        let inputs = step.bindings().into_iter().map(|operands| step.inputs[operands].to_vec());
+        let operands: Vec<Vec<Operand>> = inputs.chain(step.outputs().map(|output| vec![output])).collect();
         let entries: Vec<_> = (0..)
-            .zip(operands)
-            .map(|(binding, operand)| wgpu::BindGroupEntry { binding, resource: self.binding(loaded, &operand) })
+            .zip(&operands)
+            .map(|(binding, operands)| wgpu::BindGroupEntry { binding, resource: self.binding(loaded, operands) })
             .collect();
         let scope = self.gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let label = Some(launch.kernel.name);
@@ -238,7 +222,7 @@ impl GpuExecutor {
             let kernel = launch.kernel.name.to_owned();
             return Err(self.gpu.blame(Error::Kernel { kernel, device: self.gpu.name.clone(), reason: error.to_string() }));
         }
-        Ok(Dispatch { pipeline, bindings, workgroups: launch.workgroups })
+        Ok(Call { pipeline, bindings, workgroups: launch.workgroups })
     }
 
     /// Keeps the host at most [`IN_FLIGHT`] submissions ahead.
@@ -322,14 +306,15 @@ impl Executor for GpuExecutor {
         let leaf = self.leaves.get(tensor.index()).and_then(Option::as_ref);
         let leaf =
             leaf.ok_or_else(|| Error::invalid("the tensor to write", format!("node {}", tensor.index()), "a leaf of a loaded plan"))?;
-        check_write(&leaf.label, leaf.ty, leaf.bytes, bytes.len())?;
-        memory::check_usage(&leaf.label, &leaf.buffer, wgpu::BufferUsages::COPY_DST)?;
+        let Region { buffer, offset, bytes: room, .. } = &leaf.region;
+        check_write(&leaf.label, leaf.ty, *room, bytes.len())?;
+        memory::check_usage(&leaf.label, buffer, wgpu::BufferUsages::COPY_DST)?;
         let whole = bytes.len() / 4 * 4;
-        self.gpu.queue.write_buffer(&leaf.buffer, 0, &bytes[..whole]);
+        self.gpu.queue.write_buffer(buffer, *offset as u64, &bytes[..whole]);
         if whole < bytes.len() {
             let mut last = [0; 4];
             last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            self.gpu.queue.write_buffer(&leaf.buffer, whole as u64, &last);
+            self.gpu.queue.write_buffer(buffer, (offset + whole) as u64, &last);
         }
         Ok(())
     }
@@ -365,9 +350,9 @@ impl Executor for GpuExecutor {
     fn read(&mut self, plan: PlanId, tensor: TensorId, batch: usize) -> Result<Vec<u8>> {
         let loaded = self.loaded(plan)?;
         let operand = check_read(&loaded.plan, tensor, batch)?;
-        let buffer = self.place(loaded, &operand).clone();
+        let Region { buffer, offset, .. } = self.place(loaded, &operand).clone();
         memory::check_usage("the tensor to read", &buffer, wgpu::BufferUsages::COPY_SRC)?;
-        let mut bytes = self.read_bytes(&buffer, 0, operand.ty.bytes(batch))?;
+        let mut bytes = self.read_bytes(&buffer, offset, operand.ty.bytes(batch))?;
         bytes.truncate(operand.ty.shape.len(batch) * operand.ty.dtype.size());
         Ok(bytes)
     }
@@ -379,14 +364,18 @@ impl Executor for GpuExecutor {
 
     fn poison(&mut self, plan: PlanId) -> Result<()> {
         let loaded = self.loaded(plan)?;
-        for (slot, buffer) in loaded.plan.slots().iter().zip(&loaded.slots) {
-            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&vec![POISON; slot.bytes / 4]));
+        for Region { buffer, offset, bytes, .. } in &loaded.slots {
+            self.gpu.queue.write_buffer(buffer, *offset as u64, bytemuck::cast_slice(&vec![POISON; bytes / 4]));
         }
         self.gpu.check_alive()
     }
 
     fn allocated_bytes(&self) -> u64 {
-        let leaves = self.leaves.iter().flatten().map(|leaf| leaf.buffer.size());
-        leaves.chain(self.plans.iter().flat_map(|loaded| &loaded.slots).map(wgpu::Buffer::size)).sum()
+        let leaves = self.leaves.iter().flatten().map(|leaf| &leaf.region);
+        let regions = leaves.chain(self.plans.iter().flat_map(|loaded| &loaded.slots));
+        let mut buffers: Vec<&wgpu::Buffer> = regions.map(|region| &region.buffer).collect();
+        buffers.sort_unstable();
+        buffers.dedup();
+        buffers.into_iter().map(wgpu::Buffer::size).sum()
     }
 }

@@ -39,7 +39,7 @@ fn a_gradient_in_slices_is_their_sum() {
 }
 
 #[test]
-fn a_pair_is_two_steps() {
+fn a_group_is_a_step_for_each() {
     let adam = Adam { epsilon: 0.25, ..Adam::default() };
     let (a, b, rate) = (fixed(&[3]), fixed(&[2, 2]), vec![0.5, 0.25, 0.0625, 0.0]);
     let of_a = [vec![1.0, 2.0, 3.0], vec![0.5; 6], vec![-1.0, 0.5, 2.0]];
@@ -48,12 +48,13 @@ fn a_pair_is_two_steps() {
         let operands = [&operands[..], std::slice::from_ref(&rate)].concat();
         checks::implementations(adam, &[ty, Adam::moments(ty), grad, rate_type()], 1, &operands)
     };
-    let types = [a, Adam::moments(a), a, b, Adam::moments(b), fixed(&[2, 2, 2]), rate_type()];
-    let operands = [&of_a[..], &of_b[..], std::slice::from_ref(&rate)].concat();
-    let pairs = checks::implementations(AdamPair { adam }, &types, 1, &operands);
-    for (pair, (a, b)) in pairs.iter().zip(alone(a, a, &of_a).iter().zip(alone(b, fixed(&[2, 2, 2]), &of_b))) {
-        let apart = a.iter().chain(&b);
-        assert!(pair.iter().zip(apart).all(|(pair, apart)| pair.iter().zip(apart).all(|(p, a)| (p - a).abs() <= 1e-7 * a.abs())));
+    let types = [a, b, Adam::moments(a), Adam::moments(b), a, fixed(&[2, 2, 2]), rate_type()];
+    let each = (0..3).flat_map(|operand| [of_a[operand].clone(), of_b[operand].clone()]);
+    let operands: Vec<Vec<f64>> = each.chain([rate.clone()]).collect();
+    let groups = checks::implementations(AdamGroup { adam, count: 2 }, &types, 1, &operands);
+    for (group, (a, b)) in groups.iter().zip(alone(a, a, &of_a).iter().zip(alone(b, fixed(&[2, 2, 2]), &of_b))) {
+        let apart = [&a[0], &b[0], &a[1], &b[1]];
+        assert!(group.iter().zip(apart).all(|(group, apart)| group.iter().zip(apart).all(|(g, a)| (g - a).abs() <= 1e-7 * a.abs())));
     }
 }
 
@@ -76,13 +77,17 @@ fn settings_and_shapes_that_do_not_fit_are_refused() {
         [Adam { beta1: 1.0, ..Adam::default() }, Adam { beta2: f64::NAN, ..Adam::default() }, Adam { epsilon: 0.0, ..Adam::default() }]
     {
         assert!(matches!(bad.infer(&[ty, moments, ty, rate_type()]), Err(Error::Invalid { .. })), "{bad:?}");
-        let pair = [ty, moments, ty, ty, moments, ty, rate_type()];
-        assert!(matches!(AdamPair { adam: bad }.infer(&pair), Err(Error::Invalid { .. })), "{bad:?}");
+        let group = [ty, ty, moments, moments, ty, ty, rate_type()];
+        assert!(matches!(AdamGroup { adam: bad, count: 2 }.infer(&group), Err(Error::Invalid { .. })), "{bad:?}");
     }
     let error = Adam::default().infer(&[ty, moments, fixed(&[4, 3]), rate_type()]).unwrap_err().to_string();
     assert!(error.starts_with("adam: grad is [4, 3], expected [3, 4]\n  param    [3, 4]"), "{error}");
-    let error = AdamPair { adam: Adam::default() }.infer(&[ty, moments, ty, ty, ty, ty, rate_type()]).unwrap_err().to_string();
-    assert!(error.starts_with("adam_pair: moments 1 is [3, 4], expected [2, 12]\n  param 1  [3, 4]"), "{error}");
+    let group = |count| AdamGroup { adam: Adam::default(), count };
+    let error = group(2).infer(&[ty, ty, moments, ty, ty, ty, rate_type()]).unwrap_err().to_string();
+    assert!(error.starts_with("adam_group: moments is [3, 4], expected [2, 12]\n  param    [3, 4]"), "{error}");
+    for count in [0, GROUP + 1] {
+        assert!(matches!(group(count).infer(&vec![ty; group(count).arity()]), Err(Error::Invalid { .. })), "{count}");
+    }
     let batched = TensorType::f32(Shape::batched(&[3]));
     for grad in [fixed(&[0, 3, 4]), fixed(&[2, 4, 3]), TensorType::f32(Shape::batched(&[3, 4])), TensorType::u32(Shape::fixed(&[2, 3, 4]))]
     {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ops::checks;
-use crate::ops::{Adam, AdamPair};
+use crate::ops::{Adam, AdamGroup};
 
 fn grad(len: usize) -> TensorType {
     TensorType::f16(Shape::batched(&[len]))
@@ -101,11 +101,11 @@ fn adam_takes_the_scale_out_and_changes_nothing_where_a_step_overflowed() {
         let run = |grads: &Vec<f64>, rate: &[f64]| {
             let rate_type = TensorType::f32(Shape::fixed(&[rate.len()]));
             let one = [draw(1, 300), second(2), grads.clone(), rate.to_vec()];
-            let both = [draw(1, 300), second(2), grads.clone(), draw(1, 300), second(2), grads.clone(), rate.to_vec()];
-            let pair = AdamPair { adam: Adam::default() };
+            let both = [draw(1, 300), draw(1, 300), second(2), second(2), grads.clone(), grads.clone(), rate.to_vec()];
+            let group = AdamGroup { adam: Adam::default(), count: 2 };
             [
                 checks::implementations(Adam::default(), &[param, moments, grad, rate_type], 1, &one),
-                checks::implementations(pair, &[param, moments, grad, param, moments, grad, rate_type], 1, &both),
+                checks::implementations(group, &[param, param, moments, moments, grad, grad, rate_type], 1, &both),
             ]
         };
         // What a power of two scales is the same to the bit but for the reference on the CPU, which is f64.
@@ -116,7 +116,7 @@ fn adam_takes_the_scale_out_and_changes_nothing_where_a_step_overflowed() {
         }
         for result in run(&vec![f64::INFINITY; len], &overflowed).iter().flatten() {
             for (i, updated) in result.iter().enumerate() {
-                let before = if i % 2 == 0 { draw(1, 300) } else { second(2) };
+                let before = if i < result.len() / 2 { draw(1, 300) } else { second(2) };
                 assert!(updated.iter().zip(&before).all(|(got, want)| *got as f32 == *want as f32));
             }
         }

@@ -1,9 +1,10 @@
-//! The optimiser: sums of gradients' slices go into [`Adam`], long sums become such slices, and steps of two parameters one
-//! [`AdamPair`].
+//! The optimiser: sums of gradients' slices go into [`Adam`], long sums become such slices, and steps of several parameters one
+//! [`AdamGroup`].
 
 use super::{Chain, Now, Uses};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
+use crate::ops::adam::GROUP;
 use crate::ops::reduce::Axes;
 use crate::ops::*;
 
@@ -114,13 +115,13 @@ pub(super) fn long_sums(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
     steps(uses).into_iter().filter_map(long).collect()
 }
 
-/// Two steps, the first of which waits for the second.
-struct Pair {
+/// Steps of which all wait for the last.
+struct Group {
     label: String,
-    steps: [Step; 2],
+    steps: Vec<Step>,
 }
 
-impl Chain for Pair {
+impl Chain for Group {
     fn label(&self) -> &str {
         &self.label
     }
@@ -134,32 +135,30 @@ impl Chain for Pair {
     }
 
     fn emit(&self, graph: &mut Graph, id: TensorId, now: &mut Now) -> Result<()> {
-        let [first, second] = &self.steps;
-        if id == first.effect {
+        if self.steps.last().is_none_or(|last| last.effect != id) {
             return Ok(());
         }
-        let [[param0, moments0, grad0, rate], [param1, moments1, grad1, _]] =
-            [first, second].map(|step| step.operands.map(|operand| now[&operand]));
-        let effect = graph.apply(AdamPair { adam: first.adam }, &[param0, moments0, grad0, param1, moments1, grad1, rate])?;
-        now.extend([(first.effect, effect), (second.effect, effect)]);
+        let each = |operand: usize| self.steps.iter().map(move |step| step.operands[operand]);
+        let rate = self.steps[0].operands[3];
+        let operands: Vec<TensorId> = (0..3).flat_map(each).chain([rate]).map(|operand| now[&operand]).collect();
+        let effect = graph.apply(AdamGroup { adam: self.steps[0].adam, count: self.steps.len() }, &operands)?;
+        now.extend(self.outside().into_iter().map(|step| (step, effect)));
         Ok(())
     }
 }
 
-/// Steps that follow each other, two and two.
-pub(super) fn pairs(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
-    let mut pairs: Vec<Box<dyn Chain>> = Vec::new();
-    let mut waiting: Option<Step> = None;
-    for step in steps(uses) {
-        waiting = match waiting {
-            Some(first) if fit(uses, &first, &step) => {
-                pairs.push(Box::new(Pair { label: common_label(&first.label, &step.label), steps: [first, step] }));
-                None
-            }
-            _ => Some(step),
-        };
+/// Steps of the same settings, as many together as can be taken with the last of them. Those of parameters without elements stay
+/// alone.
+pub(super) fn groups(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
+    let mut groups: Vec<Vec<Step>> = Vec::new();
+    for step in steps(uses).into_iter().filter(|step| uses.graph.shape(step.operands[0]).inner_len() > 0) {
+        match groups.last_mut() {
+            Some(group) if group.len() < GROUP && group.iter().all(|first| fit(uses, first, &step)) => group.push(step),
+            _ => groups.push(vec![step]),
+        }
     }
-    pairs
+    let several = groups.into_iter().filter(|group| group.len() > 1);
+    several.map(|steps| Box::new(Group { label: common_label(&steps), steps }) as Box<dyn Chain>).collect()
 }
 
 /// Whether the first step may be taken with the second: nothing in between reads what it changes or changes what it reads.
@@ -176,10 +175,13 @@ fn fit(uses: &Uses<'_>, first: &Step, second: &Step) -> bool {
     first.adam == second.adam && rate == rate1 && distinct && between.into_iter().all(apart)
 }
 
-/// `conv2d` of `conv2d/kernel` and `conv2d/bias`; the first of two that have no layer in common.
-fn common_label(first: &str, second: &str) -> String {
-    match (first.rsplit_once('/'), second.rsplit_once('/')) {
-        (Some((layer, _)), Some((other, _))) if layer == other => layer.to_owned(),
-        _ => first.to_owned(),
+/// What the labels have in common, whole words of them: `conv2d` of `conv2d/kernel` and `conv2d/bias`; `adam` if nothing.
+fn common_label(steps: &[Step]) -> String {
+    let words = |step: &Step| step.label.split('/').map(str::to_owned).collect::<Vec<_>>();
+    let mut common = words(&steps[0]);
+    for step in steps {
+        let same = common.iter().zip(words(step)).take_while(|(word, other)| *word == other).count();
+        common.truncate(same);
     }
+    if common.is_empty() { "adam".to_owned() } else { common.join("/") }
 }
