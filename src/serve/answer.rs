@@ -21,12 +21,14 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<u32>,
     /// Methods that would have been right.
     pub(super) allow: Option<&'static str>,
+    /// Whether the connection ends after it.
+    pub(super) close: bool,
 }
 
 /// An answer of JSON that is text already.
 pub(super) fn json_answer(body: impl Into<Bytes>) -> Answer {
     let content_type = "application/json";
-    Answer { status: StatusCode::OK, content_type, body: body.into(), header_length: None, retry_after: None, allow: None }
+    Answer { status: StatusCode::OK, content_type, body: body.into(), header_length: None, retry_after: None, allow: None, close: false }
 }
 
 /// An answer of this type.
@@ -43,7 +45,7 @@ impl From<Value> for Answer {
 impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
         let retry_after = refusal.retry_after();
-        Self { status: refusal.status, retry_after, ..json!({ "error": refusal.message }).into() }
+        Self { status: refusal.status, retry_after, close: refusal.unread, ..json!({ "error": refusal.message }).into() }
     }
 }
 
@@ -76,9 +78,7 @@ impl Answer {
                 frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
             headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
         }
-        // What is left of a body that was not read cannot be told from a next request.
-        let unread = matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT | StatusCode::UNAUTHORIZED);
-        if leaving || unread {
+        if leaving || self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

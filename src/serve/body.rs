@@ -51,6 +51,25 @@ impl Drop for Share {
     }
 }
 
+/// Bytes that are read of a body nobody wants. After a longer one the connection ends.
+const DISCARDED: usize = 64 << 10;
+
+/// Reads a body and keeps nothing of it, so that the connection can go on. Whether that was all of it.
+pub(super) async fn discard(mut body: Incoming, timeout: Duration) -> bool {
+    if body.size_hint().lower() > DISCARDED as u64 {
+        return false;
+    }
+    let whole = async {
+        let mut left = DISCARDED;
+        while let Some(frame) = body.frame().await {
+            let len = frame.ok()?.data_ref().map_or(0, Bytes::len);
+            left = left.checked_sub(len)?;
+        }
+        Some(())
+    };
+    tokio::time::timeout(timeout, whole).await.is_ok_and(|whole| whole.is_some())
+}
+
 /// Reads a body of at most `limit` bytes within `timeout`. A length that the head states is held against the limit before
 /// anything is read, and memory is taken as bytes arrive, never because a length was stated.
 pub(super) async fn read(mut body: Incoming, limit: usize, timeout: Duration, share: &mut Share) -> Result<Bytes, Refusal> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::Limits;
+use super::pace::Pace;
 use super::stream::{Phase, Stream};
 
 /// How far a server has gone towards its end.
@@ -44,6 +45,8 @@ pub(super) struct Port {
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) limits: Limits,
     pub(super) stage: watch::Receiver<Stage>,
+    /// Of all ports.
+    pub(super) pace: Arc<Pace>,
     /// Connections of all ports.
     pub(super) connections: Arc<AtomicUsize>,
     /// Kept by every connection; when all are dropped, all have ended.
@@ -130,14 +133,17 @@ where
     let (limits, protocol) = (&port.limits, port.protocol);
     let phase = Arc::new(Phase::default());
     let io = TokioIo::new(Stream::new(stream, phase.clone(), limits.head_timeout, limits.write_timeout));
-    let service = service_fn(move |request| {
+    let pace = port.pace.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
         phase.busy();
-        let (answer, phase) = (answer(request, peer), phase.clone());
+        let asks = request.method() == Method::POST; // and not only whether the server is ready
+        let (answer, phase, pace) = (answer(request, peer), phase.clone(), pace.clone());
         async move {
             let response = answer.await;
             // On HTTP/2 requests overlap, and pings find out who is gone.
             if protocol == Protocol::Http1 {
-                phase.idle();
+                let turned_away = matches!(response.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+                phase.rest(if asks && turned_away { pace.pause() } else { Duration::ZERO });
             }
             Ok::<_, Infallible>(response)
         }

@@ -22,6 +22,7 @@ mod listener;
 mod metrics;
 mod numbers;
 mod oip;
+mod pace;
 mod picture;
 mod queue;
 mod refusal;

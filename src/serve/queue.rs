@@ -169,6 +169,11 @@ impl Queue {
         self.lock().count
     }
 
+    /// Whether there is no place for even one image.
+    pub(super) fn is_full(&self) -> bool {
+        self.images.load(Ordering::Relaxed) >= self.limit
+    }
+
     /// Places for a request of so many images, one for each part that goes into one batch, if there are any.
     pub(super) fn admit(self: &Arc<Self>, images: usize) -> Option<Admitted> {
         let room = |now: usize| now.checked_add(images).filter(|&then| then <= self.limit);

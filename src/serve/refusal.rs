@@ -7,6 +7,8 @@ use hyper::StatusCode;
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) message: String,
+    /// Whether a body may be left that was not read: it cannot be told from a next request, so the connection ends.
+    pub(super) unread: bool,
 }
 
 /// What an engine's request can fail of, as Triton's `nv_inference_request_failure` names it.
@@ -24,7 +26,8 @@ pub(super) enum Reason {
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        let unread = matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT | StatusCode::UNAUTHORIZED);
+        Self { status, message: message.into(), unread }
     }
 
     /// 400: the request is wrong.

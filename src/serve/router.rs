@@ -53,6 +53,17 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Turns the request away if the model has no room for it, before its body is read for anything but its end.
+    async fn enter(&mut self, version: &Version) -> Result<(), Refusal> {
+        let Err(refusal) = version.room() else { return Ok(()) };
+        let rest = self.body.take();
+        let all = match rest {
+            Some(rest) => body::discard(rest, self.state.limits.body_timeout).await,
+            None => true,
+        };
+        Err(Refusal { unread: !all, ..refusal })
+    }
+
     /// The body. `copies` is how many times its size what it becomes may take besides.
     async fn body(&mut self, copies: usize) -> Result<Bytes, Refusal> {
         if let Some(encoding) = self.headers.get(CONTENT_ENCODING).filter(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
@@ -112,6 +123,7 @@ async fn route(state: &Arc<State>, door: Door, request: Request<Incoming>, share
         ["v2", "repository", rest @ ..] if post => repository(&mut call, rest).await,
         _ if state.routes.is_predict(path) && post => {
             let version = state.repository.default()?;
+            call.enter(&version).await?;
             let body = call.body(3).await?;
             v1::predict(state, &version, body).await
         }
@@ -142,6 +154,7 @@ async fn model(call: &mut Call<'_>, name: &str, number: Option<&str>, rest: &[&s
         ["config"] if get => Ok(oip::config(&version).into()),
         ["stats"] if get => Ok(oip::statistics(&[version]).into()),
         ["infer"] if post => {
+            call.enter(&version).await?;
             // Text becomes numbers, which take up to twice its memory; binary tensors at most once.
             let copies = if call.headers.contains_key(oip::infer::HEADER_LENGTH) { 1 } else { 3 };
             let body = call.body(copies).await?;
@@ -172,6 +185,7 @@ async fn v1_model(call: &mut Call<'_>, rest: &[&str], get: bool, post: bool) -> 
     let version = state.repository.get(name, number)?;
     match verb {
         Some("predict") if post => {
+            call.enter(&version).await?;
             let body = call.body(3).await?;
             v1::predict(state, &version, body).await
         }
@@ -189,6 +203,7 @@ async fn v1_model(call: &mut Call<'_>, rest: &[&str], get: bool, post: bool) -> 
 }
 
 async fn classify(call: &mut Call<'_>, version: &Version) -> Result<Answer, Refusal> {
+    call.enter(version).await?;
     let body = call.body(0).await?;
     Ok(picture::classify(call.state, version, call.query.as_deref(), body).await?.into())
 }

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
 use super::listener::{Port, Protocol, Stage, listen};
+use super::pace::Pace;
 use super::queue::Batching;
 use super::repository::Repository;
 use super::tokens::{Tokens, acceptor};
@@ -53,6 +54,7 @@ impl Server {
 
         let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("serve").on_thread_start(give_way).enable_all().build();
         let runtime = runtime.map_err(|e| Error::invalid("threads of the server", e, "threads the system can start"))?;
+        let pace = Arc::new(Pace::new(std::thread::available_parallelism().map_or(1, usize::from)));
         let (alive, ended) = mpsc::channel(1);
         let port = |address: SocketAddr, protocol: Protocol| -> Result<(TcpListener, Port)> {
             let listener = runtime.block_on(TcpListener::bind(address));
@@ -60,7 +62,7 @@ impl Server {
             let protocols: &[&[u8]] = if protocol == Protocol::Http2 { &[b"h2"] } else { &[b"http/1.1"] };
             let tls = config.tls.as_ref().map(|(certificates, key)| acceptor(certificates, key, protocols)).transpose()?;
             let (limits, connections) = (config.limits.clone(), state.connections.clone());
-            Ok((listener, Port { protocol, tls, limits, stage: watched.clone(), connections, alive: alive.clone() }))
+            Ok((listener, Port { protocol, tls, limits, stage: watched.clone(), pace: pace.clone(), connections, alive: alive.clone() }))
         };
         let http = port(config.http, Protocol::Http1)?;
         let admin = config.admin.map(|address| port(address, Protocol::Http1)).transpose()?;

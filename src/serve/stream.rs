@@ -2,13 +2,13 @@
 //!
 //! hyper bounds how long it waits for the head of a request, idle time before it included, and nothing else. Here the head has
 //! a bound of its own, which runs from its first byte (for the first request, from the start of the connection), and so has
-//! a write that the other side does not take.
+//! a write that the other side does not take. And it can be left alone for a time: see [`Pace`](super::pace::Pace).
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,7 +17,11 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// What a connection is doing, as the stream and the service that answers on it both know it.
 #[derive(Debug, Default)]
-pub(super) struct Phase(AtomicU8);
+pub(super) struct Phase {
+    now: AtomicU8,
+    /// How long nothing is to be read, in nanoseconds.
+    pause: AtomicU64,
+}
 
 const HEAD: u8 = 0;
 const BUSY: u8 = 1;
@@ -26,12 +30,18 @@ const IDLE: u8 = 2;
 impl Phase {
     /// A request has arrived as far as its head.
     pub(super) fn busy(&self) {
-        self.0.store(BUSY, Ordering::Relaxed);
+        self.now.store(BUSY, Ordering::Relaxed);
     }
 
     /// It has been answered.
     pub(super) fn idle(&self) {
-        self.0.store(IDLE, Ordering::Relaxed);
+        self.now.store(IDLE, Ordering::Relaxed);
+    }
+
+    /// It has been answered, and the next one is to be read only after so long.
+    pub(super) fn rest(&self, pause: Duration) {
+        self.pause.store(pause.as_nanos() as u64, Ordering::Relaxed);
+        self.idle();
     }
 }
 
@@ -41,13 +51,15 @@ pub(super) struct Stream<S> {
     phase: Arc<Phase>,
     head_timeout: Duration,
     write_timeout: Duration,
+    /// Runs out when the head takes too long; between requests, when a pause is over.
     head: Pin<Box<Sleep>>,
+    resting: bool,
     write: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Stream<S> {
     pub(super) fn new(inner: S, phase: Arc<Phase>, head_timeout: Duration, write_timeout: Duration) -> Self {
-        Self { inner, phase, head_timeout, write_timeout, head: Box::pin(sleep(head_timeout)), write: None }
+        Self { inner, phase, head_timeout, write_timeout, head: Box::pin(sleep(head_timeout)), resting: false, write: None }
     }
 
     /// Passes on what a write came to, unless it has been waiting for too long.
@@ -64,14 +76,24 @@ impl<S> Stream<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let pause = self.phase.pause.swap(0, Ordering::Relaxed);
+        if pause > 0 {
+            let until = Instant::now() + Duration::from_nanos(pause);
+            self.head.as_mut().reset(until);
+            self.resting = true;
+        }
+        if self.resting {
+            ready!(self.head.as_mut().poll(context));
+            self.resting = false;
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(context, buffer);
-        let phase = self.phase.0.load(Ordering::Relaxed);
+        let phase = self.phase.now.load(Ordering::Relaxed);
         match read {
             Poll::Ready(Ok(())) if phase == IDLE && buffer.filled().len() > before => {
                 let until = Instant::now() + self.head_timeout;
                 self.head.as_mut().reset(until);
-                self.phase.0.store(HEAD, Ordering::Relaxed);
+                self.phase.now.store(HEAD, Ordering::Relaxed);
             }
             Poll::Pending if phase == HEAD => {
                 ready!(self.head.as_mut().poll(context));

@@ -108,6 +108,21 @@ impl Version {
         self.model().input.iter().product()
     }
 
+    /// Turns a request away as soon as its head is there, if there is no place for even one image.
+    pub(super) fn room(&self) -> Result<(), Refusal> {
+        let refusal = match self.is_ready() {
+            true if !self.queue().is_full() => return Ok(()),
+            true => self.full(),
+            false => failing(),
+        };
+        self.stats().failed(Duration::ZERO, refusal.reason());
+        Err(refusal)
+    }
+
+    fn full(&self) -> Refusal {
+        Refusal::unavailable(format!("the queue is full: {} images are under way", self.queue().limit))
+    }
+
     /// Probabilities `[images, classes]`, or why there are none. Dropping the future takes the request out of the queue.
     pub(super) async fn infer(&self, images: Images, deadline: Instant) -> Result<Vec<f32>, Refusal> {
         let mut watch = Watch { stats: self.stats(), began: Instant::now(), open: true };
@@ -145,10 +160,10 @@ impl Version {
             return Err(Refusal::expected(&format!("value {place} of the images"), values[place], "a finite number"));
         }
         if !self.is_ready() {
-            return Err(Refusal::unavailable("the device failed; it is being opened again"));
+            return Err(failing());
         }
         let admitted = self.queue().admit(count);
-        let admitted = admitted.ok_or_else(|| Refusal::unavailable(format!("the queue is full: {limit} images are under way")))?;
+        let admitted = admitted.ok_or_else(|| self.full())?;
 
         let arrived = Instant::now();
         let (mut jobs, mut answers) = (Vec::new(), Vec::new());
@@ -198,6 +213,10 @@ impl Drop for Version {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn failing() -> Refusal {
+    Refusal::unavailable("the device failed; it is being opened again")
 }
 
 /// Counts a request whose future is dropped before it has an answer.
