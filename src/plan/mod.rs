@@ -15,7 +15,7 @@ pub use listing::Listing;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Role, TensorId};
-use crate::ops::{Launch, Op, Style, Variant};
+use crate::ops::{Launch, Matrices, Op, Style, Variant};
 use crate::shape::TensorType;
 
 /// Where a tensor's bytes are.
@@ -69,6 +69,8 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     /// What it is good for.
     pub style: Style,
+    /// The cooperative matrices that it multiplies by.
+    pub matrices: Option<Matrices>,
     /// The dispatch.
     pub launch: &'a Launch,
 }
