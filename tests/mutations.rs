@@ -1,6 +1,8 @@
 //! Mutations: kernels broken in one place each. The check that every operator passes must turn red for every one of them.
 
 mod common;
+#[path = "mutations/cooperative.rs"]
+mod cooperative;
 #[path = "mutations/dense.rs"]
 mod dense;
 #[path = "mutations/mixed.rs"]
@@ -260,6 +262,7 @@ fn races() -> Vec<Target> {
         ),
     ];
     all.extend(dense::races());
+    all.extend(cooperative::races());
     all
 }
 
@@ -270,6 +273,7 @@ fn mutations() -> Vec<Target> {
         products(),
         dense::targets(),
         mixed::targets(),
+        cooperative::targets(),
         pools::relu_pools(),
         pools::pools(),
         rows(),
@@ -293,6 +297,11 @@ impl Target {
         self.example.types.iter().chain([&output]).any(|ty| ty.dtype == DType::F16)
     }
 
+    /// Whether the kernel is for cooperative matrices that the adapter does not have.
+    fn is_foreign(&self, gpu: &Gpu) -> bool {
+        self.kernel().name.contains("_cooperative") && !gpu.matrices().contains(&cooperative::MATRICES)
+    }
+
     /// The kernel's text with a fault.
     fn broken(&self, [fault, find, replacement]: Fault) -> String {
         let Kernel { name, source } = self.kernel();
@@ -313,7 +322,7 @@ impl Target {
 /// that the check did not see.
 fn survivors(targets: &[Target], gpu: &Gpu) -> (usize, Vec<String>) {
     let (mut count, mut survivors) = (0, Vec::new());
-    for target in targets.iter().filter(|target| gpu.has_f16() || !target.is_f16()) {
+    for target in targets.iter().filter(|target| (gpu.has_f16() || !target.is_f16()) && !target.is_foreign(gpu)) {
         let (op, name) = (&target.example.op, target.kernel().name);
         target.check(op.clone(), gpu).unwrap_or_else(|e| panic!("{name} as it is: {e}"));
         for &fault in &target.faults {
@@ -364,12 +373,13 @@ fn every_missing_barrier_is_noticed_where_subgroups_run_in_turn() {
 fn every_kernel_has_a_mutation_and_every_mutation_is_valid_wgsl() {
     let mut all = mutations();
     all.extend(races());
+    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
     for target in &all {
         for &fault in &target.faults {
             let source = target.broken(fault);
             let what = format!("{} ({})", target.kernel().name, fault[0]);
             let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
-            let checked = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16).validate(&module);
+            let checked = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
             checked.unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
         }
     }

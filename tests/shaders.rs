@@ -18,13 +18,21 @@ fn files() -> BTreeMap<String, String> {
     wgsl.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap())).collect()
 }
 
-/// Parses and validates with nothing but what every adapter has, and f16 where the kernel's name says that it is for that.
+/// Parses and validates with nothing but what every adapter has, and f16 or cooperative matrices where the kernel's name says that it is
+/// for that.
 fn validate(stem: &str, source: &str) -> (Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
-    let f16 = if stem.contains("_f16_") { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
-    let info = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES | f16).validate(&module);
+    let mut capabilities = Capabilities::IMMEDIATES;
+    capabilities.set(Capabilities::SHADER_FLOAT16, stem.contains("_f16_") || is_cooperative(stem));
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, is_cooperative(stem));
+    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
     let info = info.unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
     (module, info)
+}
+
+/// Whether a kernel multiplies by cooperative matrices.
+fn is_cooperative(name: &str) -> bool {
+    name.contains("_cooperative")
 }
 
 /// Every example with each of its launches, the portable one first.
@@ -71,7 +79,8 @@ fn every_shader_is_valid_and_has_the_form_of_the_house() {
         assert_eq!((entry.name.as_str(), entry.stage), ("main", ShaderStage::Compute), "{stem}.wgsl");
         if entry.workgroup_size_overrides.is_some() {
             assert!(source.contains("@workgroup_size(LANES)"), "{stem}.wgsl: the size of a workgroup is written in the file, or is LANES");
-            let tiled = ["TILE_M", "TILE_N", "BLOCK_M", "BLOCK_N"].iter().all(|name| overridden(&module, name));
+            let blocks: &[&str] = if is_cooperative(&stem) { &["STEP", "SUBGROUP"] } else { &["BLOCK_M", "BLOCK_N"] };
+            let tiled = ["TILE_M", "TILE_N"].iter().chain(blocks).all(|name| overridden(&module, name));
             assert!(tiled, "{stem}.wgsl: the size of a workgroup follows from its tile");
         } else {
             let invocations: u32 = entry.workgroup_size.iter().product();
@@ -154,15 +163,19 @@ fn every_shader_is_launched_by_some_operator_with_the_text_of_its_file() {
         let kernel = launch.kernel;
         // The text for f16 is that of the file with another word in the aliases that the name lists.
         let (stem, aliases) = kernel.name.split_once("_f16_").unwrap_or((kernel.name, ""));
-        let mut text = files.get(stem).unwrap_or_else(|| panic!("{stem}.wgsl")).clone();
+        let file = stem.strip_suffix("16").unwrap_or(stem);
+        let mut text = files.get(file).unwrap_or_else(|| panic!("{file}.wgsl")).clone();
+        if file != stem {
+            text = text.replace("const EDGE = 8u;", "const EDGE = 16u;").replace("coop_mat8x8<", "coop_mat16x16<");
+        }
         for alias in aliases.split('_').filter(|alias| !alias.is_empty()).map(str::to_uppercase) {
             let line = format!("\nalias {alias} = f32;");
             assert_eq!(text.matches(&line).count(), 1, "{stem}.wgsl: {line:?}");
             text = text.replace(&line, &format!("\nalias {alias} = f16;"));
         }
-        let enable = if aliases.is_empty() { "" } else { "enable f16;\n" };
+        let enable = if aliases.is_empty() || is_cooperative(stem) { "" } else { "enable f16;\n" };
         assert!(format!("{enable}{text}") == kernel.source, "{}", kernel.name);
-        launched.insert(stem);
+        launched.insert(file);
     }
     files.retain(|stem, _| !launched.contains(stem.as_str()));
     assert!(files.is_empty(), "no example launches {:?}", files.keys());
@@ -180,7 +193,10 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
         let invocations: u32 = module.entry_points[0].workgroup_size.iter().product();
         assert!((1..=256).contains(&invocations), "{name}: {invocations} invocations with {:?}", launch.constants);
         let set: HashMap<&str, u32> = launch.constants.iter().map(|&(constant, value)| (constant, value as u32)).collect();
-        if let Some(rows) = set.get("TILE_M") {
+        if let Some(subgroup) = set.get("SUBGROUP") {
+            let block = 2 * constants(&module)["EDGE"];
+            assert_eq!(set["TILE_M"] / block * (set["TILE_N"] / block) * subgroup, invocations, "{name}: whole subgroups, one a block");
+        } else if let Some(rows) = set.get("TILE_M") {
             let blocks = rows / set["BLOCK_M"] * (set["TILE_N"] / set["BLOCK_N"]);
             assert_eq!(blocks, invocations, "{name}: blocks of a tile and invocations");
             assert!(rows.is_multiple_of(set["BLOCK_M"]) && set["TILE_N"].is_multiple_of(set["BLOCK_N"]), "{name}: {set:?}");
@@ -190,7 +206,8 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
         for (_, variable) in module.global_variables.iter().filter(|(_, variable)| variable.space == AddressSpace::WorkGroup) {
             workgroup_bytes += module.types[variable.ty].inner.size(module.to_ctx());
         }
-        assert!(workgroup_bytes <= 16 * 1024, "{name}: {workgroup_bytes} bytes of workgroup memory");
+        let most = if is_cooperative(name) { 32 } else { 16 }; // what adapters with cooperative matrices are asked for
+        assert!(workgroup_bytes <= most * 1024, "{name}: {workgroup_bytes} bytes of workgroup memory");
 
         let options = spv::Options { lang_version: (1, 3), ..Default::default() };
         let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".to_owned() };
@@ -202,6 +219,9 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
             msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
         assert!(translated.entry_point_names[0].is_ok() && text.contains("kernel void main_"), "{name}: MSL");
 
+        if is_cooperative(name) {
+            continue; // DX12 has no cooperative matrices
+        }
         let immediates_target = Some(hlsl::BindTarget::default());
         let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, immediates_target, ..Default::default() };
         let pipeline = hlsl::PipelineOptions::default();
@@ -221,7 +241,8 @@ fn tiles_of_launches_are_those_of_their_kernels() {
         let constants = constants(&module);
         let set: HashMap<&str, u32> = launch.constants.iter().map(|&(constant, value)| (constant, value as u32)).collect();
         let lanes = constants.get("LANES");
-        let tile = match name.split("_f16_").next().unwrap_or(name) {
+        let stem = name.split("_f16_").next().unwrap_or(name);
+        let tile = match stem.split("_cooperative").next().unwrap_or(stem) {
             "sum" => set["OUTPUTS"],
             "adam" => lanes.unwrap() / set["SHARERS"],
             "dense" | "dense_grad" => constants["TILE"],

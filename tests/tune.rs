@@ -81,6 +81,7 @@ impl Rules for Double {
             .map(|(kernel, style)| Variant {
                 name: kernel.name.to_owned(),
                 style,
+                matrices: None,
                 launch: Launch { kernel, ..self.launch(inputs, output) },
             })
             .to_vec()

@@ -9,6 +9,7 @@ mod evaluate;
 mod format;
 mod kernels;
 mod plan;
+mod precision;
 mod predict;
 mod profile;
 mod progress;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shadernet::exec::Executor;
 use shadernet::exec::cpu::CpuExecutor;
-use shadernet::exec::gpu::{self, Checks, DeviceChoice, Gpu, GpuExecutor};
+use shadernet::exec::gpu::{self, Checks, DeviceChoice, Gpu, GpuExecutor, GpuOptions};
 use shadernet::exec::tune::{Tune, Tuning};
 use shadernet::files::{NamedTensor, load_model};
 use shadernet::models::cifar10_cnn;
@@ -54,6 +55,7 @@ Environment:
   RUST_LOG                    error, warn, info or debug; default warn, for serve info
   SHADERNET_CACHE             folder for downloads and compiled kernels; default: the user's cache folder
   SHADERNET_KERNEL_CACHE=off  keep no compiled kernels
+  SHADERNET_COOPERATIVE=off   use no cooperative matrices
   SHADERNET_OFFLINE=1         never download";
 
 #[derive(Subcommand)]
@@ -179,13 +181,13 @@ enum Chosen {
 
 impl Device {
     /// Settles which device it is, and why.
-    fn choose(&self, checks: Checks) -> Result<(Chosen, String), Error> {
+    fn choose(&self, options: impl Into<GpuOptions>) -> Result<(Chosen, String), Error> {
         // The CPU path needs no driver, so asking for it must not wake one.
         let adapters = if self.device == DeviceChoice::Cpu { Vec::new() } else { gpu::adapters() };
         let (index, why) = gpu::choose(&self.device, &adapters)?;
         let chosen = match index {
             Some(index) => {
-                let (gpu, folder) = (Gpu::open(index, checks)?, kernel_cache());
+                let (gpu, folder) = (Gpu::open_with(index, options.into())?, kernel_cache());
                 let gpu = match &folder {
                     Some(folder) => gpu.with_cache(folder),
                     None => gpu,
@@ -223,7 +225,12 @@ impl Device {
 
     /// An executor on it, and why it is that device.
     fn open(&self) -> Result<(Box<dyn Executor>, String), Error> {
-        let (chosen, why) = self.choose(Checks::Off)?;
+        self.open_with(GpuOptions::default())
+    }
+
+    /// The same, with a GPU opened so.
+    fn open_with(&self, options: GpuOptions) -> Result<(Box<dyn Executor>, String), Error> {
+        let (chosen, why) = self.choose(options)?;
         Ok((chosen.executor()?, why))
     }
 }

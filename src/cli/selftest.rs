@@ -9,6 +9,7 @@ use shadernet::exec::selftest::{Verdict, selftest};
 use shadernet::predict::Predictor;
 use shadernet::train::{TrainConfig, training_plans};
 
+use super::precision::Numbers;
 use super::{Device, Failure, Result, answer, answer_json, batch_size, complain, format, model_or_builtin};
 
 /// Run every kernel of training and inference against its plain reference on a device.
@@ -16,7 +17,9 @@ use super::{Device, Failure, Result, answer, answer_json, batch_size, complain, 
 /// Each distinct step of the plans, with the kernel that is picked for it, runs alone on drawn numbers. The error is in units of what rounding may come to: above 1 is
 /// a failure, and ends in exit code 1.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  shadernet selftest\n  shadernet selftest --device llvmpipe --checked")]
+#[command(
+    after_help = "Examples:\n  shadernet selftest\n  shadernet selftest --device llvmpipe --checked\n  shadernet selftest --precision mixed --tune full"
+)]
 pub(super) struct Arguments {
     /// A model, as `train --out` writes it [default: the built-in CIFAR-10 network].
     model: Option<PathBuf>,
@@ -25,6 +28,8 @@ pub(super) struct Arguments {
     /// Compile the kernels with bounds checks (GPU only); by default they run as in training, without.
     #[arg(long)]
     checked: bool,
+    #[command(flatten)]
+    numbers: Numbers,
     /// Images each step runs on.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = batch_size, allow_negative_numbers = true)]
     batch_size: usize,
@@ -41,11 +46,12 @@ const IMAGES_A_BUFFER: u64 = 96;
 /// Runs the command.
 pub(super) fn run(arguments: &Arguments) -> Result {
     let (model, _) = model_or_builtin(arguments.model.as_deref())?;
-    let config = TrainConfig::default();
+    let config = TrainConfig { precision: arguments.numbers.precision(), ..TrainConfig::default() };
     let image = model.input.iter().product::<usize>() as u64;
     let checks = if arguments.checked { Checks::On } else { Checks::Off };
-    let (chosen, why) = arguments.device.choose(checks)?;
+    let (chosen, why) = arguments.device.choose(arguments.numbers.options(checks))?;
     let exec = chosen.executor()?;
+    config.precision.check(exec.as_ref())?;
     let (device, style) = (exec.device(), exec.style());
     drop(exec);
     let whole = training_plans(&model, IMAGES, &config, u64::MAX, style)?;

@@ -4,15 +4,17 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use shadernet::data::{self, Origin, SAMPLE_ACCURACY, Splits};
+use shadernet::exec::gpu::Checks;
 use shadernet::files::{CheckpointDir, History};
 use shadernet::models::cifar10_cnn;
 use shadernet::nn::Model;
 use shadernet::plot::plot_history;
-use shadernet::train::{Event, Metrics, Precision, TrainConfig, Trainer};
+use shadernet::train::{Event, Metrics, TrainConfig, Trainer};
 use shadernet::{Error, data::Dataset};
 
+use super::precision::Numbers;
 use super::progress::{self, Bar, Download, line};
 use super::{Device, Failure, Result, at_least_one, batch_size, complain, format};
 
@@ -40,11 +42,8 @@ pub(super) struct Arguments {
     /// Determines the initial weights and every epoch's order.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
-    /// `f32`, or `mixed`: what goes from one convolution or dense layer to the next, and its gradient, is stored as 16-bit floats,
-    /// while sums, the loss, the parameters and Adam's state stay f32; the loss is scaled by a power of two that is found while training. Needs a GPU whose
-    /// adapter has `shader-f16` (see `shadernet devices`).
-    #[arg(long, value_enum, default_value_t = Stored::F32, value_name = "PRECISION")]
-    precision: Stored,
+    #[command(flatten)]
+    numbers: Numbers,
     #[command(flatten)]
     device: Device,
     /// Write the trained model here at the end: weights and layers in one .safetensors file.
@@ -87,22 +86,6 @@ is a folder for it, and ends with exit code 1. If an epoch is done, the model,
 history and plot are written as well. A second Ctrl-C ends at once, with exit
 code 130; so does the first one before training has begun.";
 
-/// How activations are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Stored {
-    F32,
-    Mixed,
-}
-
-impl From<Stored> for Precision {
-    fn from(stored: Stored) -> Self {
-        match stored {
-            Stored::F32 => Self::F32,
-            Stored::Mixed => Self::Mixed,
-        }
-    }
-}
-
 /// Whether the user asked to stop.
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -128,8 +111,8 @@ fn png(text: &str) -> Result<PathBuf, String> {
 /// Runs the command.
 pub(super) fn run(arguments: Arguments) -> Result {
     check_paths(&arguments)?;
-    let (device, why) = arguments.device.open()?;
-    Precision::from(arguments.precision).check(device.as_ref())?;
+    let (device, why) = arguments.device.open_with(arguments.numbers.options(Checks::Off))?;
+    arguments.numbers.precision().check(device.as_ref())?;
     let mut download = Download::default();
     let mut splits = data::find(arguments.data.as_deref(), &mut |done, total| download.update(done, total))?;
     drop(download);
@@ -141,7 +124,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
         batch: arguments.batch_size,
         learning_rate: arguments.lr,
         seed: arguments.seed,
-        precision: arguments.precision.into(),
+        precision: arguments.numbers.precision(),
         checkpoint_dir: arguments.checkpoint_dir.clone(),
         checkpoint_steps: arguments.checkpoint_steps,
         resume: arguments.resume,

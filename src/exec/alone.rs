@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::selftest::{compare, from_bytes, largest, rounding, sample, to_bytes};
+use super::selftest::{compare, from_bytes, largest, operand, rounding, to_bytes};
 use super::{Executor, POISON, PlanId, reference};
 use crate::error::Result;
 use crate::graph::{Graph, Init, TensorId};
@@ -58,8 +58,7 @@ impl Alone {
 
     /// Draws operands and asks the reference.
     pub(super) fn draw(&self, batch: usize) -> Result<Drawn> {
-        let rules = self.plan.steps()[0].op.rules();
-        let draw = |i: usize| sample(self.types[i], rules.domain(i, &self.types), batch, 77 + i as u64);
+        let draw = |i: usize| operand(&self.plan.steps()[0], i, batch);
         let operands: Vec<Vec<f64>> = (0..self.types.len()).map(draw).collect();
         let mut judged: reference::Leaves = self.leaves.iter().copied().zip(operands.iter().cloned()).collect();
         let mut values = reference::run(&self.plan, &mut judged, batch)?;

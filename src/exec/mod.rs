@@ -21,7 +21,7 @@ use self::gpu::{Checks, DeviceChoice, Gpu, GpuExecutor};
 use self::profile::RunTimes;
 use crate::error::{Error, Result};
 use crate::graph::{Init, Role, TensorId};
-use crate::ops::Style;
+use crate::ops::{Matrices, Style};
 use crate::plan::{Candidate, Choices, Operand, Plan, Step};
 use crate::shape::{DType, TensorType};
 
@@ -55,13 +55,23 @@ pub trait Executor: Send {
         self.device()
     }
 
+    /// Whether it can run kernels that are written for these cooperative matrices.
+    fn multiplies(&self, _matrices: Matrices) -> bool {
+        false
+    }
+
+    /// Whether it can run this one of a step's kernels.
+    fn runs(&self, candidate: &Candidate<'_>) -> bool {
+        candidate.matrices.is_none_or(|matrices| self.multiplies(matrices))
+    }
+
     /// Which of a step's kernels this executor runs, if it runs WGSL.
     fn pick<'a>(&self, step: &'a Step) -> Candidate<'a> {
         step.of_style(self.style())
     }
 
-    /// Kernels to pick where plans loaded from now on have steps of these keys, whatever the executor would pick by itself. One
-    /// that runs no WGSL does not mind.
+    /// Kernels to pick where plans loaded from now on have steps of these keys, whatever the executor would pick by itself, but for
+    /// those that it cannot run. One that runs no WGSL does not mind.
     fn choose(&mut self, _choices: &Choices) {}
 
     /// Compiles all kernels of a step side by side, for one that is about to load them one after the other.

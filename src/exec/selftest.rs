@@ -14,7 +14,7 @@ use super::Executor;
 use super::alone::{Alone, Written, verdict};
 use crate::error::{Error, Result};
 use crate::ops::Op;
-use crate::plan::{Plan, Step};
+use crate::plan::{Candidate, Plan, Step};
 use crate::shape::{DType, TensorType};
 
 /// The most elements that one step's operands and result may have together: 512 MiB as the reference holds them.
@@ -25,6 +25,11 @@ pub const TOLERANCE: f64 = 1e-6;
 
 /// What rounding to f16 may be off, relative to the value: a unit in the last place, since drivers may cut where others round.
 pub const F16_TOLERANCE: f64 = 1.0 / 1024.0;
+
+/// By how much more than the kernels' that multiply one by one the result of one of cooperative matrices may be off: adapters may cut what
+/// others round while they add. That it rounds its factors to f16 is no part of it, since operands are drawn from what f16 holds where a
+/// step has such a kernel ([`operand`]).
+pub const MATRICES_TOLERANCE: f64 = 4.0;
 
 /// How one step did.
 #[derive(Clone, Debug, Serialize)]
@@ -67,7 +72,7 @@ pub fn selftest(make: &mut dyn FnMut() -> Result<Box<dyn Executor>>, plans: &[&P
     Ok(verdicts)
 }
 
-fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> {
+pub(super) fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> {
     let types = step.input_types();
     let operands: Vec<String> = types.iter().map(TensorType::to_string).collect();
     let results: Vec<String> = step.outputs().map(|output| output.ty.to_string()).collect();
@@ -82,12 +87,14 @@ fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> 
     }
 
     let alone = Alone::new(step, batch + 1)?; // room for an image that no kernel may write
-    let mut compute = || -> Result<Vec<Written>> {
+    let allowed = tolerance_of(&exec.pick(step), &step.op, &types, batch);
+    let mut compute = || -> Result<(Vec<Written>, bool)> {
         let id = exec.load(alone.plan.clone())?;
-        alone.judge(exec, id, &alone.draw(batch)?)
+        Ok((alone.judge(exec, id, &alone.draw(batch)?)?, exec.pick(step).name == kernel))
     };
     let (worst, problem) = match compute() {
-        Ok(results) => verdict(&results, tolerance(&step.op, &types, batch)),
+        Ok((_, false)) => (f64::INFINITY, Some("another one is picked in its place, since it was found wrong".to_owned())),
+        Ok((results, true)) => verdict(&results, allowed),
         Err(Error::Kernel { reason, .. }) => (f64::INFINITY, Some(format!("the kernel is refused: {reason}"))),
         Err(error) => return Err(error),
     };
@@ -101,6 +108,11 @@ pub fn tolerance(op: &Op, types: &[TensorType], batch: usize) -> f64 {
     TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt().max(4.0)
 }
 
+/// The [`tolerance`] of one of a step's kernels, on operands from [`operand`].
+pub fn tolerance_of(kernel: &Candidate<'_>, op: &Op, types: &[TensorType], batch: usize) -> f64 {
+    tolerance(op, types, batch) * if kernel.matrices.is_some() { MATRICES_TOLERANCE } else { 1.0 }
+}
+
 /// What a result of this type may be off beside its [`tolerance`].
 pub fn rounding(dtype: DType) -> f64 {
     if dtype == DType::F16 { F16_TOLERANCE } else { 0.0 }
@@ -112,6 +124,15 @@ pub fn noise(seed: u64, i: usize) -> f64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Values for an operand of a step: of its operator's range, and where a kernel of the step multiplies by cooperative matrices, such
+/// as f16 holds, so that all its kernels multiply the same numbers.
+pub fn operand(step: &Step, input: usize, batch: usize) -> Vec<f64> {
+    let types = step.input_types();
+    let values = sample(types[input], step.op.rules().domain(input, &types), batch, 77 + input as u64);
+    let rounds = types[input].dtype == DType::F32 && step.candidates().any(|candidate| candidate.matrices.is_some());
+    if rounds { values.into_iter().map(|v| f64::from(half::f16::from_f64(v))).collect() } else { values }
 }
 
 /// Values of a type in a range, both ends included; floats are multiples of 2⁻²⁰, so that f32 holds them exactly, or what f16 holds.

@@ -13,6 +13,7 @@ pub mod cast;
 #[cfg(test)]
 mod checks;
 pub mod conv2d;
+mod cooperative;
 pub mod dense;
 pub mod fma;
 pub mod gather;
@@ -32,6 +33,8 @@ pub mod window;
 use std::fmt;
 use std::ops::Range;
 
+pub use cooperative::Matrices;
+pub(crate) use cooperative::{MatrixTiles, WORKGROUP_BYTES as MATRIX_BYTES, sized};
 pub use operators::*;
 use serde::Serialize;
 pub(crate) use tiles::Tiles;
@@ -143,6 +146,8 @@ pub struct Variant {
     pub name: String,
     /// What it is good for.
     pub style: Style,
+    /// The cooperative matrices that it multiplies by, which an adapter has or has not; then it rounds factors that are f32 to f16.
+    pub matrices: Option<Matrices>,
     /// The dispatch.
     pub launch: Launch,
 }
@@ -150,7 +155,7 @@ pub struct Variant {
 impl Variant {
     /// A launch of registers alone, for an operator that has none other.
     pub(crate) fn registers(launch: Launch) -> Vec<Self> {
-        vec![Self { name: launch.kernel.name.to_owned(), style: Style::Registers, launch }]
+        vec![Self { name: launch.kernel.name.to_owned(), style: Style::Registers, matrices: None, launch }]
     }
 
     /// A kernel that takes four neighbouring elements where that of `one` takes one, if `len` elements come in fours.

@@ -13,7 +13,8 @@ use crate::shape::DType;
 /// What comes between the name of a kernel's file and the aliases that are f16: `conv2d_relu_pool_f16_x_y`.
 pub(crate) const INFIX: &str = "_f16";
 
-/// The texts made so far, by name. Kernels live as long as the program, and there are no more than ways to store their operands.
+/// The texts made so far, by name. Kernels live as long as the program, and there are no more than ways to store their
+/// operands and sizes of cooperative matrices.
 static TEXTS: Mutex<BTreeMap<String, Kernel>> = Mutex::new(BTreeMap::new());
 
 /// The kernel with these aliases for these element types.
@@ -27,14 +28,20 @@ pub(crate) fn stored(kernel: Kernel, aliases: &[(&str, DType)]) -> Kernel {
     }
     let mut name = format!("{}{INFIX}", kernel.name);
     halves.iter().for_each(|alias| name.extend(["_", &alias.to_lowercase()]));
-    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
-    *texts.entry(name.clone()).or_insert_with(|| {
-        let mut text = format!("enable f16;\n{}", kernel.source);
+    interned(name, || {
+        let enabled = kernel.source.contains("\nenable f16;\n");
+        let mut text = format!("{}{}", if enabled { "" } else { "enable f16;\n" }, kernel.source);
         for alias in halves {
             let line = format!("alias {alias} = f32;");
             assert_eq!(text.matches(&line).count(), 1, "{}: lines {line:?}", kernel.name);
             text = text.replace(&line, &format!("alias {alias} = f16;"));
         }
-        Kernel { name: name.leak(), source: text.leak() }
+        text
     })
+}
+
+/// The kernel of this name, its text made the first time that it is asked for.
+pub(crate) fn interned(name: String, text: impl FnOnce() -> String) -> Kernel {
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    *texts.entry(name.clone()).or_insert_with(|| Kernel { name: name.leak(), source: text().leak() })
 }

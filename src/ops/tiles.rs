@@ -78,7 +78,7 @@ impl Tiles {
             let launch = launch(tiles);
             let Self { tile: [rows, columns], step, block } = tiles;
             let name = format!("{}/{rows}x{columns}x{step}/{}x{}", launch.kernel.name, block[0], block[1]);
-            Variant { name, style: Style::Portable, launch }
+            Variant { name, style: Style::Portable, matrices: None, launch }
         };
         Self::others(usual, columns).filter(|&tiles| legal(tiles)).map(variant).collect()
     }

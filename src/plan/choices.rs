@@ -77,16 +77,17 @@ pub(super) fn key(op: &Op, types: &[TensorType], capacity: usize, launch: &Launc
 impl Step {
     /// All kernels that compute this step, the portable one first.
     pub fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> {
-        let portable = Candidate { name: self.launch.kernel.name, style: Style::Portable, launch: &self.launch };
+        let portable = Candidate { name: self.launch.kernel.name, style: Style::Portable, matrices: None, launch: &self.launch };
         std::iter::once(portable).chain(self.variants.iter().map(|variant| {
-            let Variant { name, style, launch } = variant;
-            Candidate { name, style: *style, launch }
+            let Variant { name, style, matrices, launch } = variant;
+            Candidate { name, style: *style, matrices: *matrices, launch }
         }))
     }
 
-    /// The kernel for adapters of this style where nothing better is known: the first that the step has of it, else the portable one.
+    /// The kernel for adapters of this style where nothing better is known: the first that the step has of
+    /// it, else the portable one; never one of cooperative matrices, which not every adapter has.
     pub fn of_style(&self, style: Style) -> Candidate<'_> {
         let portable = self.candidates().next().expect("every step has a portable kernel");
-        self.candidates().find(|candidate| candidate.style == style).unwrap_or(portable)
+        self.candidates().find(|candidate| candidate.style == style && candidate.matrices.is_none()).unwrap_or(portable)
     }
 }

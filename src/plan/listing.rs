@@ -66,7 +66,7 @@ impl fmt::Display for Listing<'_> {
             let Candidate { name, launch, .. } = self.first(step);
             let count = launch.workgroups.count(*capacity);
             writeln!(f, "{i:>3}  {:<20} {name:<wide$} {count:>10}  {} -> {result}", step.label, operands.join(" · "))?;
-            for (Candidate { name, style, launch }, more) in self.others(step) {
+            for (Candidate { name, style, launch, .. }, more) in self.others(step) {
                 let count = launch.workgroups.count(*capacity);
                 let more = if more == 0 { String::new() } else { format!("  and {more} more of other tiles") };
                 writeln!(f, "     {:<20} {name:<wide$} {count:>10}{more}", format!("or {style}"))?;

@@ -19,7 +19,7 @@ pub use pack::Pack;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Role, TensorId};
-use crate::ops::{Launch, Op, Style, Variant, packed};
+use crate::ops::{Launch, Matrices, Op, Style, Variant, packed};
 use crate::shape::TensorType;
 
 /// Where a tensor's bytes are.
@@ -76,6 +76,8 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     /// What it is good for.
     pub style: Style,
+    /// The cooperative matrices that it multiplies by.
+    pub matrices: Option<Matrices>,
     /// The dispatch.
     pub launch: &'a Launch,
 }

@@ -101,7 +101,11 @@ impl Machine {
         if self.device != now.device {
             log::warn!("the checkpoint is of {} and the run goes on on {}: {differ}", self.device, now.device);
         } else if self.choices != now.choices {
-            log::warn!("the checkpoint is of other kernels than this version has: {differ}");
+            let other = self.choices.iter().find(|(key, kernel)| now.choices.get(key) != Some(kernel));
+            let (was, is) = other.map_or(("none", "one"), |(key, kernel)| (kernel, now.choices.get(key).unwrap_or("none")));
+            log::warn!(
+                "the checkpoint is of kernels that this version or this device as it was opened has not, {was} where now is {is}: {differ}"
+            );
         }
     }
 }

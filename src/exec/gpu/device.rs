@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use serde::Serialize;
 
 use super::cache::PipelineCache;
+use super::matrices::{self, Cooperative};
 use crate::error::{Error, Result};
-use crate::ops::Style;
+use crate::ops::{Matrices, Style};
 
 /// What a user asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,6 +92,7 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         ("subgroup", wgpu::Features::SUBGROUP),
         ("shader-f16", wgpu::Features::SHADER_F16),
         ("pipeline-cache", wgpu::Features::PIPELINE_CACHE),
+        ("cooperative-matrix", wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
     ];
     AdapterSummary {
         index,
@@ -187,6 +189,21 @@ pub enum Checks {
     On,
 }
 
+/// How a GPU is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// Whether kernels run with bounds checks.
+    pub checks: Checks,
+    /// Whether kernels may multiply by cooperative matrices, where what they load or store is f16.
+    pub cooperative: Cooperative,
+}
+
+impl From<Checks> for GpuOptions {
+    fn from(checks: Checks) -> Self {
+        Self { checks, ..Self::default() }
+    }
+}
+
 /// An open GPU. Cheap to clone; executors made from one share it.
 #[derive(Clone, Debug)]
 pub struct Gpu {
@@ -195,6 +212,8 @@ pub struct Gpu {
     pub(super) name: String,
     pub(super) checks: Checks,
     pub(super) style: Style,
+    /// Cooperative matrices that kernels may use.
+    pub(super) matrices: Arc<[Matrices]>,
     /// Where compiled pipelines are kept, if they are.
     pub(super) cache: Option<Arc<PipelineCache>>,
     /// Why the device was lost, once it was.
@@ -204,11 +223,19 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the adapter of this index in [`adapters`].
+    /// Opens the adapter of this index in [`adapters`], without cooperative matrices.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if it lacks what every kernel needs, or the driver refuses.
     pub fn open(index: usize, checks: Checks) -> Result<Self> {
+        Self::open_with(index, checks.into())
+    }
+
+    /// [`open`](Self::open) with all that can be said of it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open). A lack of cooperative matrices is none.
+    pub fn open_with(index: usize, options: GpuOptions) -> Result<Self> {
         let mut all = enumerate();
         if index >= all.len() {
             return Err(Error::UnknownDevice { asked: index.to_string(), available: all.iter().map(|a| a.get_info().name).collect() });
@@ -220,15 +247,21 @@ impl Gpu {
         }
         let times = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let optional = times | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16;
-        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+        let descriptor = wgpu::DeviceDescriptor {
             label: Some("shadernet"),
             required_features: wgpu::Features::IMMEDIATES | (adapter.features() & optional),
             required_limits: adapter.limits(),
             ..Default::default()
-        });
-        let (device, queue) =
-            pollster::block_on(request).map_err(|e| Error::Unsupported { adapter: summary.name.clone(), lacks: e.to_string() })?;
-        let gpu = Self::from_wgpu(device, queue, &summary.name, checks)?;
+        };
+        let mut matrices = if options.cooperative == Cooperative::Auto { matrices::of_adapter(&adapter) } else { Vec::new() };
+        let opened = if matrices.is_empty() { None } else { matrices::request(&adapter, &descriptor) };
+        if opened.is_none() {
+            matrices.clear();
+        }
+        let refused = |e: wgpu::RequestDeviceError| Error::Unsupported { adapter: summary.name.clone(), lacks: e.to_string() };
+        let opened = opened.map_or_else(|| pollster::block_on(adapter.request_device(&descriptor)), Ok);
+        let (device, queue) = opened.map_err(refused)?;
+        let gpu = Self { matrices: matrices.into(), ..Self::from_wgpu(device, queue, &summary.name, options.checks)? };
         let lost = gpu.loss.clone();
         gpu.device.set_device_lost_callback(move |reason, message| {
             lock(&lost).get_or_insert_with(|| format!("{reason:?}: {message}"));
@@ -242,7 +275,8 @@ impl Gpu {
     }
 
     /// Works on a device that the host program opened with the feature `IMMEDIATES` and `max_immediate_size` of at least 4;
-    /// every other limit may be wgpu's default. The host keeps its own error and device-lost callbacks.
+    /// every other limit may be wgpu's default. The host keeps its own error and device-lost callbacks. No kernel uses cooperative
+    /// matrices there.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device was opened with less than every kernel needs.
@@ -253,7 +287,7 @@ impl Gpu {
         }
         let style = style(&device.adapter_info());
         let (loss, uncaught) = (Arc::default(), Arc::default());
-        Ok(Self { device, queue, name: name.to_owned(), checks, style, cache: None, loss, uncaught })
+        Ok(Self { device, queue, name: name.to_owned(), checks, style, matrices: Arc::default(), cache: None, loss, uncaught })
     }
 
     /// The same GPU, with what its driver compiles kept in a file of this folder, so that the next process need not compile it
@@ -277,6 +311,11 @@ impl Gpu {
     /// Whether kernels can load and store 16-bit floats: the device was opened with `SHADER_F16`.
     pub fn has_f16(&self) -> bool {
         self.device.features().contains(wgpu::Features::SHADER_F16)
+    }
+
+    /// The cooperative matrices that kernels may use here; none unless the GPU was opened so ([`GpuOptions::cooperative`]).
+    pub fn matrices(&self) -> &[Matrices] {
+        &self.matrices
     }
 
     /// The adapter's name.

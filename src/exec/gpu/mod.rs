@@ -7,15 +7,17 @@ mod cache;
 mod device;
 mod dispatch;
 mod embed;
+mod matrices;
 mod memory;
 mod pipeline;
 mod profile;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, adapters, choose};
+pub use device::{AdapterSummary, Checks, DeviceChoice, Gpu, GpuOptions, adapters, choose};
+pub use matrices::Cooperative;
 
 use super::ceiling::{self, Ceiling};
 use super::profile::RunTimes;
@@ -23,7 +25,7 @@ use super::tune::{Tuner, Tuning};
 use super::{Executor, POISON, PlanId, check_batches, check_read, check_write, unknown_plan};
 use crate::error::{Error, Result};
 use crate::graph::TensorId;
-use crate::ops::{Style, packed};
+use crate::ops::{Matrices, Style, packed};
 use crate::plan::{Candidate, Choices, Operand, Place, Plan, Step};
 use crate::shape::{DType, TensorType};
 use dispatch::{Call, Dispatch, MAX_WORKGROUPS, writable};
@@ -43,6 +45,10 @@ pub struct GpuExecutor {
     pipelines: Pipelines,
     choices: Choices,
     tuner: Tuner,
+    /// Steps' keys and kernels of cooperative matrices that were seen to be right.
+    proved: HashSet<(String, String)>,
+    /// Whether kernels are run unproved: by those who are about to judge them.
+    trusts: bool,
     leaves: Vec<Option<Leaf>>, // by tensor index
     plans: Vec<Loaded>,
     staging: Option<wgpu::Buffer>,
@@ -70,6 +76,8 @@ impl GpuExecutor {
             pipelines: Pipelines::default(),
             choices: Choices::default(),
             tuner: Tuner::default(),
+            proved: HashSet::new(),
+            trusts: false,
             leaves: Vec::new(),
             plans: Vec::new(),
             staging: None,
@@ -92,10 +100,12 @@ impl GpuExecutor {
     /// # Errors
     /// A device that is lost.
     pub fn settle(&mut self, plan: &Plan) -> Result<()> {
-        let (gpu, identity) = (&self.gpu, self.identity());
-        let make = || -> Box<dyn Executor> { Box::new(Self::new(gpu.clone())) };
-        let found = self.tuner.settle(plan, &self.choices, (&identity, gpu.style), &make)?;
-        self.choices.extend(found);
+        let gpu = self.gpu.clone();
+        let make = || -> Box<dyn Executor> { Box::new(Self { trusts: true, ..Self::new(gpu.clone()) }) };
+        let mut tuner = std::mem::take(&mut self.tuner);
+        let found = tuner.settle(plan, &self.choices, self, &make);
+        self.tuner = tuner;
+        self.choices.extend(found?);
         Ok(())
     }
 
@@ -262,9 +272,13 @@ impl Executor for GpuExecutor {
         self.gpu.identity()
     }
 
-    /// The one place that decides: by the table of choices, else by what the adapter is ([`Gpu::style`]).
+    fn multiplies(&self, matrices: Matrices) -> bool {
+        self.gpu.matrices.contains(&matrices)
+    }
+
+    /// The one place that decides: by the table of choices as far as the device can, else by what the adapter is ([`Gpu::style`]).
     fn pick<'a>(&self, step: &'a Step) -> Candidate<'a> {
-        self.choices.of(step).unwrap_or_else(|| step.of_style(self.gpu.style))
+        self.choices.of(step).filter(|candidate| self.runs(candidate)).unwrap_or_else(|| step.of_style(self.gpu.style))
     }
 
     fn choose(&mut self, choices: &Choices) {
@@ -272,7 +286,8 @@ impl Executor for GpuExecutor {
     }
 
     fn compile(&mut self, step: &Step) {
-        let launches: Vec<_> = step.candidates().map(|candidate| (candidate.launch, writable(step))).collect();
+        let launches: Vec<_> =
+            step.candidates().filter(|candidate| self.runs(candidate)).map(|candidate| (candidate.launch, writable(step))).collect();
         // What is refused is refused again when it is loaded, and told of there.
         let _ = self.pipelines.make(&self.gpu, &launches);
     }
@@ -288,6 +303,7 @@ impl Executor for GpuExecutor {
     fn load(&mut self, plan: Arc<Plan>) -> Result<PlanId> {
         self.gpu.check_device()?;
         self.settle(&plan)?;
+        self.prove(&plan)?;
         self.check_fit(&plan)?;
         let known: Vec<bool> = self.leaves.iter().map(Option::is_some).collect();
         let loaded = self.allocate(plan);

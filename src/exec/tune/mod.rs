@@ -14,7 +14,7 @@ use super::alone::{Alone, Drawn, verdict};
 use super::{Executor, PlanId, selftest};
 use crate::error::{Error, Result};
 use crate::ops::Style;
-use crate::plan::{Choices, Plan, Step};
+use crate::plan::{Candidate, Choices, Plan, Step};
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -92,22 +92,25 @@ impl Tuner {
     ///
     /// # Errors
     /// A device that is lost. A kernel that is refused or computes wrong numbers is left out with a warning.
-    pub(super) fn settle(&mut self, plan: &Plan, settled: &Choices, exec: (&str, Style), make: Make<'_>) -> Result<Choices> {
+    pub(super) fn settle(&mut self, plan: &Plan, settled: &Choices, exec: &dyn Executor, make: Make<'_>) -> Result<Choices> {
         let mut choices = Choices::default();
-        let (identity, style) = exec;
+        let (identity, style) = (exec.identity(), exec.style());
+        let runs = |candidate: &Candidate<'_>| exec.runs(candidate);
         if self.tuning.tune == Tune::Off {
             return Ok(choices);
         }
         let mut open: Vec<&Step> = Vec::new();
-        for step in plan.steps().iter().filter(|step| !step.key.is_empty() && settled.of(step).is_none()) {
+        for step in plan.steps().iter().filter(|step| !step.key.is_empty() && !settled.of(step).is_some_and(|chosen| runs(&chosen))) {
             if !open.iter().any(|other| other.key == step.key) {
                 open.push(step);
             }
         }
-        let mut known = self.tuning.folder.as_deref().map_or_else(Default::default, |folder| file::read(folder, identity));
+        let mut known = self.tuning.folder.as_deref().map_or_else(Default::default, |folder| file::read(folder, &identity));
         let full = self.tuning.tune == Tune::Full;
         open.retain(|step| match known.get(&step.key) {
-            Some(found) if (found.full || !full) && step.candidates().any(|candidate| candidate.name == found.kernel) => {
+            Some(found)
+                if (found.full || !full) && step.candidates().any(|candidate| candidate.name == found.kernel && runs(&candidate)) =>
+            {
                 choices.set(&step.key, &found.kernel);
                 false
             }
@@ -133,7 +136,7 @@ impl Tuner {
             known.insert(step.key.clone(), found);
         }
         if let Some(folder) = &self.tuning.folder {
-            file::write(folder, identity, &known);
+            file::write(folder, &identity, &known);
         }
         Ok(choices)
     }
@@ -153,7 +156,8 @@ impl Tuner {
         let left = self.tuning.time - self.spent;
         let tried = Trial::new(step, capacity, self.tuning.tune == Tune::Full, make()).and_then(|mut trial| {
             // The one to beat first.
-            let others = step.candidates().map(|candidate| candidate.name).filter(|&name| name != picked);
+            let others: Vec<&str> =
+                step.candidates().filter(|other| other.name != picked && trial.exec.runs(other)).map(|candidate| candidate.name).collect();
             let mut longest = Duration::ZERO;
             for name in std::iter::once(picked).chain(others) {
                 let started = Instant::now();
@@ -192,7 +196,8 @@ struct Trial<'a> {
     step: &'a Step,
     alone: Alone,
     drawn: Drawn,
-    tolerance: f64,
+    /// Images of what is drawn.
+    batch: usize,
     exec: Box<dyn Executor>,
     full: bool,
     /// The least time so far, in nanoseconds.
@@ -211,8 +216,7 @@ impl<'a> Trial<'a> {
             batch = batch.div_ceil(2);
         }
         let drawn = alone.draw(batch)?;
-        let tolerance = selftest::tolerance(&step.op, &step.input_types(), batch);
-        Ok(Self { step, alone, drawn, tolerance, exec, full, least: f64::INFINITY })
+        Ok(Self { step, alone, drawn, batch, exec, full, least: f64::INFINITY })
     }
 
     /// Microseconds of a run of this kernel; none if it is refused or wrong, or so slow that it cannot win.
@@ -230,7 +234,8 @@ impl<'a> Trial<'a> {
             }
             Err(error) => return Err(error),
         };
-        if let (_, Some(problem)) = verdict(&self.alone.judge(exec, id, &self.drawn)?, self.tolerance) {
+        let tolerance = selftest::tolerance_of(&exec.pick(self.step), &self.step.op, &self.step.input_types(), self.batch);
+        if let (_, Some(problem)) = verdict(&self.alone.judge(exec, id, &self.drawn)?, tolerance) {
             wrong(problem);
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
 use crate::ops::stored::stored;
-use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, kernel, no_second_gradient};
+use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient, sized};
 use crate::shape::{DType, Shape, TensorType};
 
 /// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, y, the places, and w.
@@ -68,9 +68,12 @@ impl Conv2dReluPoolInputGrad {
         self.block(inputs).expect("shapes were checked when the graph was built")
     }
 
+    fn stored(&self, kernel: Kernel, inputs: &[TensorType]) -> Kernel {
+        stored(kernel, &[("DY", inputs[0].dtype), ("Y", inputs[1].dtype), ("DX", self.output)])
+    }
+
     fn kernel(&self, inputs: &[TensorType]) -> Kernel {
-        let aliases = [("DY", inputs[0].dtype), ("Y", inputs[1].dtype), ("DX", self.output)];
-        stored(kernel!("conv2d_relu_pool_input_grad"), &aliases)
+        self.stored(kernel!("conv2d_relu_pool_input_grad"), inputs)
     }
 }
 
@@ -134,8 +137,14 @@ impl Rules for Conv2dReluPoolInputGrad {
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let launch = |tiles| block.launch_over_input(self.kernel(inputs), tiles);
-        Tiles::variants(Tiles::usual(block.conv.channels), block.conv.channels, Tiles::any, launch)
+        let (columns, launch) = (block.conv.channels, |tiles| block.launch_over_input(self.kernel(inputs), tiles));
+        let matrices = |tiles: MatrixTiles| {
+            let kernel = sized(kernel!("conv2d_relu_pool_input_grad_cooperative"), tiles.matrices.edge);
+            block.launch_matrices(self.stored(kernel, inputs), tiles, [block.conv.input.iter().product(), columns])
+        };
+        let mut all = MatrixTiles::variants(&[inputs[0].dtype, inputs[1].dtype, self.output], columns, matrices);
+        all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch));
+        all
     }
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
@@ -169,9 +178,21 @@ impl Conv2dReluPoolWeightGrad {
         self.block(inputs).expect("shapes were checked when the graph was built")
     }
 
+    fn stored(kernel: Kernel, inputs: &[TensorType]) -> Kernel {
+        stored(kernel, &[("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype)])
+    }
+
     fn kernel(&self, inputs: &[TensorType]) -> Kernel {
-        let aliases = [("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype)];
-        stored(kernel!("conv2d_relu_pool_weight_grad"), &aliases)
+        Self::stored(kernel!("conv2d_relu_pool_weight_grad"), inputs)
+    }
+
+    /// The launch of the kernel of cooperative matrices.
+    fn launch_matrices(&self, block: &Block, inputs: &[TensorType], tiles: MatrixTiles) -> Launch {
+        let kernel = Self::stored(sized(kernel!("conv2d_relu_pool_weight_grad_cooperative"), tiles.matrices.edge), inputs);
+        let mut constants = block.constants(tiles.constants());
+        constants.push(("SLICES", self.slices as f64));
+        let count = block.conv.depth().div_ceil(tiles.tile[0]) * block.conv.filters.div_ceil(tiles.tile[1]);
+        Launch { kernel, constants, workgroups: Workgroups::fixed(self.slices * count) }
     }
 }
 
@@ -240,8 +261,11 @@ impl Rules for Conv2dReluPoolWeightGrad {
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let launch = |tiles| block.launch_slices(self.kernel(inputs), self.slices, tiles);
-        Tiles::variants(Tiles::usual(block.conv.filters), block.conv.filters, Tiles::one_row_each, launch)
+        let (columns, launch) = (block.conv.filters, |tiles| block.launch_slices(self.kernel(inputs), self.slices, tiles));
+        let matrices = |tiles| self.launch_matrices(&block, inputs, tiles);
+        let mut all = MatrixTiles::variants(&inputs[..3].iter().map(|ty| ty.dtype).collect::<Vec<_>>(), columns, matrices);
+        all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::one_row_each, launch));
+        all
     }
 
     fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {

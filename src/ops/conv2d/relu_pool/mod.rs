@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
 use crate::ops::stored::stored;
-use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient};
+use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient, sized};
 use crate::shape::{DType, Shape, TensorType};
 
 /// `y = max_pool2d(relu(conv2d(x, w) + b))` of operands x `[N, H, W, I]`, w `[KH, KW, I, O]`, b `[O]`: `[N, PH, PW, O]`, and, extra,
@@ -79,12 +79,12 @@ impl Block {
         2 * Geometry { output: self.output().map(|extent| extent * EDGE), ..self.conv }.multiply_adds(batch)
     }
 
-    fn constants(&self, tiles: Tiles) -> Vec<(&'static str, f64)> {
+    fn constants(&self, tiles: impl IntoIterator<Item = (&'static str, f64)>) -> Vec<(&'static str, f64)> {
         let mut constants = self.conv.constants();
         constants.retain(|(name, _)| !["OH", "OW", "GROUPS"].contains(name));
         let [h, w] = self.output();
         constants.extend([("PH", h as f64), ("PW", w as f64)]);
-        constants.extend(tiles.constants());
+        constants.extend(tiles);
         constants
     }
 
@@ -92,21 +92,27 @@ impl Block {
     fn launch_over(&self, kernel: Kernel, tiles: Tiles) -> Launch {
         let per_image = self.pixels() * PLACES;
         let workgroups = Workgroups { fixed: 0, per_image, tile: tiles.tile[0], times: tiles.across(self.conv.filters) };
-        Launch { kernel, constants: self.constants(tiles), workgroups }
+        Launch { kernel, constants: self.constants(tiles.constants()), workgroups }
     }
 
     /// The tiled kernel whose rows are the pixels of x and whose columns its channels.
     fn launch_over_input(&self, kernel: Kernel, tiles: Tiles) -> Launch {
         let per_image = self.conv.input[0] * self.conv.input[1];
         let workgroups = Workgroups { fixed: 0, per_image, tile: tiles.tile[0], times: tiles.across(self.conv.channels) };
-        Launch { kernel, constants: self.constants(tiles), workgroups }
+        Launch { kernel, constants: self.constants(tiles.constants()), workgroups }
     }
 
     /// The tiled kernel over a weight, once for each slice.
     fn launch_slices(&self, kernel: Kernel, slices: usize, tiles: Tiles) -> Launch {
-        let mut constants = self.constants(tiles);
+        let mut constants = self.constants(tiles.constants());
         constants.push(("SLICES", slices as f64));
         Launch { kernel, constants, workgroups: Workgroups::fixed(slices * super::grad::count(&self.conv, tiles)) }
+    }
+
+    /// The launch of a kernel of cooperative matrices that has so many rows an image, and columns.
+    fn launch_matrices(&self, kernel: Kernel, tiles: MatrixTiles, [per_image, columns]: [usize; 2]) -> Launch {
+        let workgroups = Workgroups { fixed: 0, per_image, tile: tiles.tile[0], times: columns.div_ceil(tiles.tile[1]) };
+        Launch { kernel, constants: self.constants(tiles.constants()), workgroups }
     }
 
     /// The pixel of the convolution's output at a place of y's pixel `[h, w]`.
@@ -139,8 +145,12 @@ impl Conv2dReluPool {
         self.block(inputs).expect("shapes were checked when the graph was built")
     }
 
+    fn stored(&self, kernel: Kernel, inputs: &[TensorType]) -> Kernel {
+        stored(kernel, &[("X", inputs[0].dtype), ("Y", self.output)])
+    }
+
     fn kernel(&self, inputs: &[TensorType]) -> Kernel {
-        stored(kernel!("conv2d_relu_pool"), &[("X", inputs[0].dtype), ("Y", self.output)])
+        self.stored(kernel!("conv2d_relu_pool"), inputs)
     }
 }
 
@@ -216,7 +226,13 @@ impl Rules for Conv2dReluPool {
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
         let (columns, launch) = (block.conv.filters, |tiles| block.launch_over(self.kernel(inputs), tiles));
-        Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch)
+        let matrices = |tiles: MatrixTiles| {
+            let kernel = sized(kernel!("conv2d_relu_pool_cooperative"), tiles.matrices.edge);
+            block.launch_matrices(self.stored(kernel, inputs), tiles, [block.pixels() * PLACES, columns])
+        };
+        let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
+        all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch));
+        all
     }
 
     fn terms(&self, inputs: &[TensorType], _batch: usize) -> usize {

@@ -1,0 +1,429 @@
+//! Cooperative matrices: each kernel against its reference, training by them, and every way back to the kernels that multiply one by one.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::examples::{batched, fixed, output, relu_pools};
+use common::{check_every_kernel, from_bytes, noise, shared_gpus, to_bytes, tolerance};
+use shadernet::Error;
+use shadernet::data::{Dataset, sample};
+use shadernet::error::Result;
+use shadernet::exec::gpu::{Checks, Gpu, GpuExecutor};
+use shadernet::exec::selftest::{F16_TOLERANCE, compare, selftest};
+use shadernet::exec::tune::{Tune, Tuning};
+use shadernet::exec::{Executor, reference};
+use shadernet::files::History;
+use shadernet::graph::{Graph, TensorId};
+use shadernet::nn::{Layer, Model};
+use shadernet::ops::*;
+use shadernet::plan::{Choices, Plan};
+use shadernet::shape::{DType, TensorType};
+use shadernet::train::{Precision, TrainConfig, Trainer, training_plans};
+
+/// Keeps the warnings of the library.
+struct Warnings;
+
+static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+impl log::Log for Warnings {
+    fn enabled(&self, of: &log::Metadata<'_>) -> bool {
+        of.level() <= log::Level::Warn && of.target().starts_with("shadernet")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            SAID.lock().unwrap().push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Whether something with all these words was warned of since the program began.
+fn warned(words: &[&str]) -> bool {
+    SAID.lock().unwrap().iter().any(|said| words.iter().all(|word| said.contains(word)))
+}
+
+fn listen() {
+    let _ = log::set_logger(&Warnings).map(|()| log::set_max_level(log::LevelFilter::Warn));
+}
+
+/// The adapter under test for fused plans, which alone have such kernels; nothing if it has no cooperative matrices.
+fn gpu() -> Option<Gpu> {
+    let gpu = shared_gpus().first()?;
+    if gpu.matrices().is_empty() {
+        println!("{} has no cooperative matrices: left out", gpu.name());
+        return None;
+    }
+    Some(gpu.clone().with_style(Style::Portable))
+}
+
+/// The same adapter opened without them, if it has f16.
+fn without() -> Option<Gpu> {
+    let shared = shared_gpus().first()?;
+    let all = shadernet::exec::gpu::adapters();
+    let index = all.iter().find(|adapter| adapter.name == shared.name()).expect("the adapter under test").index;
+    let gpu = Gpu::open(index, Checks::Off).unwrap().with_style(Style::Portable);
+    assert!(gpu.matrices().is_empty(), "they were not asked for");
+    gpu.has_f16().then_some(gpu)
+}
+
+fn half(ty: TensorType) -> TensorType {
+    TensorType { dtype: DType::F16, ..ty }
+}
+
+/// A convolution with pooling and its gradients in mixed precision: x, and whether it is f16, filters, batch.
+fn blocks(conv: Conv2d, image: [usize; 3], stored: bool, kernel: [usize; 2], filters: usize) -> [(Op, Vec<TensorType>); 3] {
+    let x = if stored { half(batched(&image)) } else { batched(&image) };
+    let (w, b) = (fixed(&[kernel[0], kernel[1], image[2], filters]), fixed(&[filters]));
+    let forward = Conv2dReluPool { conv, output: DType::F16 };
+    let y = output(forward, &[x, w, b]);
+    let place = TensorType { dtype: DType::U8, ..y };
+    let dx = Conv2dReluPoolInputGrad { conv, input: [image[0], image[1]], output: x.dtype };
+    let dw = Conv2dReluPoolWeightGrad { conv, kernel, slices: 3 };
+    [(forward.into(), vec![x, w, b]), (dx.into(), vec![y, y, place, w]), (dw.into(), vec![x, y, y, place])]
+}
+
+#[test]
+fn every_kernel_agrees_with_its_reference_on_ragged_tiles() {
+    let Some(gpu) = gpu() else { return };
+    let mut by_matrices = 0;
+    let mut check = |op: Op, types: &[TensorType], batch| {
+        let names = check_every_kernel(op, types, batch).unwrap();
+        by_matrices += names.iter().filter(|name| name.contains("_cooperative")).count();
+    };
+    let mixed = relu_pools().into_iter().filter(|example| example.types.iter().any(|ty| ty.dtype == DType::F16));
+    for example in mixed {
+        check(example.op, &example.types, example.batch);
+    }
+    // Whole tiles, one more and one less; a last step along K of one term; one image, and none.
+    let plain = Conv2d::default();
+    for (image, stored, kernel, filters, batch) in [
+        ([10, 10, 16], true, [3, 3], 32, 2),
+        ([9, 8, 17], true, [3, 3], 36, 1),
+        ([5, 11, 15], false, [1, 1], 4, 4),
+        ([4, 4, 33], true, [3, 3], 64, 0),
+    ] {
+        for (op, types) in blocks(plain, image, stored, kernel, filters) {
+            check(op, &types, batch);
+        }
+    }
+    println!("{by_matrices} kernels by cooperative matrices on {}: {:?}", gpu.name(), gpu.matrices());
+    assert!(by_matrices > 50);
+}
+
+/// What may be off where factors are rounded to f16: half a unit in the last place of each of two, for sums of `terms` products below 1, by
+/// chance of either sign; a whole unit where a driver cuts.
+fn rounded(op: &Op, types: &[TensorType], batch: usize) -> f64 {
+    tolerance(op, types, batch) + F16_TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt()
+}
+
+#[test]
+fn weights_and_images_that_f16_does_not_hold_are_rounded_and_no_more() {
+    let Some(gpu) = gpu() else { return };
+    let mut worst = 0.0f64;
+    for (op, types) in blocks(Conv2d::default(), [12, 9, 20], false, [3, 3], 36) {
+        let mut graph = Graph::new();
+        let leaves: Vec<TensorId> = types.iter().map(|ty| graph.input("operand", *ty)).collect();
+        let root = graph.apply(op.clone(), &leaves).unwrap();
+        let plan = Arc::new(Plan::new(&graph, &[root], 3).unwrap());
+        // Numbers of 24 bits; places are 0 to 3.
+        let draw = |(i, ty): (usize, &TensorType)| -> Vec<f64> {
+            let value = |k| match ty.dtype {
+                DType::U8 => (noise(i as u64, k) * 4.0).floor(),
+                DType::F16 => f64::from(half::f16::from_f64(noise(i as u64, k) - 0.5)),
+                _ => f64::from((noise(i as u64, k) - 0.5) as f32),
+            };
+            (0..ty.shape.len(3)).map(value).collect()
+        };
+        let values: Vec<Vec<f64>> = types.iter().enumerate().map(draw).collect();
+        let want = &reference::run(&plan, &mut leaves.iter().copied().zip(values.iter().cloned()).collect(), 3).unwrap()[&root];
+        let step = &plan.steps()[0];
+        for candidate in step.candidates().filter(|c| c.matrices.is_some_and(|matrices| gpu.matrices().contains(&matrices))) {
+            let mut exec = GpuExecutor::new(gpu.clone());
+            let mut choices = Choices::default();
+            choices.set(&step.key, candidate.name);
+            exec.choose(&choices);
+            let id = exec.load(plan.clone()).unwrap();
+            assert_eq!(exec.pick(step).name, candidate.name);
+            for ((leaf, ty), values) in leaves.iter().zip(&types).zip(&values) {
+                exec.write(*leaf, &to_bytes(values, ty.dtype)).unwrap();
+            }
+            exec.run(id, &[3]).unwrap();
+            let got = from_bytes(&exec.read(id, root, 3).unwrap(), graph.ty(root).dtype);
+            let error = compare(&got, want, rounded(&op, &types, 3)).unwrap_or_else(|e| panic!("{}: {e}", candidate.name));
+            worst = worst.max(error);
+            // It did round: else the test's numbers would prove nothing.
+            assert!(compare(&got, want, 1e-6).is_err(), "{} rounds nothing", candidate.name);
+        }
+    }
+    println!("worst: {worst:.3} of what rounding may come to");
+}
+
+/// Two convolutions with pooling and two dense layers, the second convolution's images of so many channels that tiles are not all edge.
+fn model() -> Model {
+    let layers = vec![
+        Layer::conv2d(16, 3),
+        Layer::max_pool2d(2),
+        Layer::conv2d(24, 3),
+        Layer::max_pool2d(2),
+        Layer::Flatten,
+        Layer::dense(12, None),
+        Layer::dense(10, None),
+    ];
+    Model { name: "small".to_owned(), input: [32, 32, 3], layers, classes: sample().train.classes }
+}
+
+fn config(precision: Precision) -> TrainConfig {
+    TrainConfig { epochs: 2, batch: 16, precision, ..TrainConfig::default() }
+}
+
+fn images() -> (Dataset, Dataset) {
+    let mut splits = sample();
+    splits.train.truncate(72);
+    splits.test.truncate(20);
+    (splits.train, splits.test)
+}
+
+/// The plans that training of [`model`] makes.
+fn plans(precision: Precision) -> [Plan; 2] {
+    training_plans(&model(), [72, 20], &config(precision), u64::MAX, Style::Portable).unwrap()
+}
+
+/// The first kernel of cooperative matrices that `gpu` has, for every step of these plans that has one.
+fn matrices_of(gpu: &Gpu, plans: &[Plan]) -> Choices {
+    let mut choices = Choices::default();
+    for step in plans.iter().flat_map(|plan| plan.steps()) {
+        let has = |matrices| gpu.matrices().contains(&matrices);
+        if let Some(candidate) = step.candidates().find(|candidate| candidate.matrices.is_some_and(has)) {
+            choices.set(&step.key, candidate.name);
+        }
+    }
+    choices
+}
+
+fn executor(gpu: &Gpu, choices: &Choices) -> Box<dyn Executor> {
+    let mut exec = GpuExecutor::with_guards(gpu.clone());
+    exec.choose(choices);
+    Box::new(exec)
+}
+
+/// Trains, stopping after the first step if asked: how it went, the steps by cooperative matrices, and the bits of the weights.
+fn train(exec: Box<dyn Executor>, folder: Option<&Path>, stop: bool) -> (History, usize, Vec<u32>) {
+    let (train, test) = images();
+    let config = TrainConfig { checkpoint_dir: folder.map(Into::into), resume: folder.is_some(), ..config(Precision::Mixed) };
+    let mut trainer = Trainer::new(exec, model(), &train, &test, config).unwrap();
+    let done = trainer.fit(&mut |_| if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+    assert!(matches!((done, stop), (Err(Error::Interrupted { .. }), true) | (Ok(()), false)));
+    let bits = trainer.weights().iter().flat_map(|tensor| &tensor.data).map(|v| v.to_bits()).collect();
+    let by_matrices = cooperative(&trainer.session().chosen());
+    (trainer.history().clone(), by_matrices, bits)
+}
+
+fn cooperative(choices: &Choices) -> usize {
+    choices.iter().filter(|(_, kernel)| kernel.contains("_cooperative")).count()
+}
+
+#[test]
+fn only_mixed_precision_has_such_kernels_and_only_the_steps_of_training() {
+    let count = |plan: &Plan| plan.steps().iter().filter(|step| step.candidates().any(|c| c.matrices.is_some())).count();
+    // Forward twice, the weights' gradients twice, the images' once.
+    assert_eq!(plans(Precision::Mixed).each_ref().map(count), [5, 0]);
+    assert_eq!(plans(Precision::F32).each_ref().map(count), [0, 0]);
+    // Nothing is picked for what an adapter is: it is tried, or it is chosen.
+    for step in plans(Precision::Mixed).iter().flat_map(|plan| plan.steps()) {
+        assert!([Style::Portable, Style::Registers, Style::Cpu].iter().all(|style| step.of_style(*style).matrices.is_none()));
+    }
+}
+
+#[test]
+fn training_by_them_is_near_training_without_and_ends_in_the_same_bits_each_time() {
+    let Some(gpu) = gpu() else { return };
+    let choices = matrices_of(&gpu, &plans(Precision::Mixed));
+    assert_eq!(cooperative(&choices), 5);
+    let (a, by_matrices, first) = train(executor(&gpu, &choices), None, false);
+    let (_, _, second) = train(executor(&gpu, &choices), None, false);
+    assert!(first == second);
+    assert_eq!(by_matrices, 5, "none was found wrong");
+    let (b, by_matrices, other) = train(executor(&gpu, &Choices::default()), None, false);
+    assert!(by_matrices == 0 && first != other);
+    for (a, b) in a.loss.iter().zip(&b.loss).chain(a.val_loss.iter().zip(&b.val_loss)) {
+        println!("loss {a}, one by one {b}");
+        assert!((a - b).abs() < 5e-3, "{a} and {b}");
+    }
+    assert!(a.loss[1] < a.loss[0], "it learns: {:?}", a.loss);
+}
+
+#[test]
+fn a_device_opened_without_them_runs_the_same_choices_one_by_one() {
+    listen();
+    let Some(without) = without() else { return };
+    // Those of every adapter, as a file or a checkpoint may name them.
+    let mut foreign = Choices::default();
+    for step in plans(Precision::Mixed).iter().flat_map(|plan| plan.steps()) {
+        if let Some(candidate) = step.candidates().find(|candidate| candidate.matrices.is_some()) {
+            foreign.set(&step.key, candidate.name);
+        }
+    }
+    assert_eq!(cooperative(&foreign), 5);
+    let (_, by_matrices, bits) = train(executor(&without, &foreign), None, false);
+    let (_, _, plain) = train(executor(&without, &Choices::default()), None, false);
+    assert!(by_matrices == 0 && bits == plain);
+
+    // Begun with them and stopped: it goes on with them to the same bits, and without them with a word about it.
+    let Some(gpu) = gpu() else { return };
+    let choices = matrices_of(&gpu, &plans(Precision::Mixed));
+    let (_, _, whole) = train(executor(&gpu, &choices), None, false);
+    for (resumed, same) in [(&gpu, true), (&without, false)] {
+        let folder = tempfile::tempdir().unwrap();
+        train(executor(&gpu, &choices), Some(folder.path()), true);
+        let (_, by_matrices, bits) = train(executor(resumed, &Choices::default()), Some(folder.path()), false);
+        assert_eq!(by_matrices, if same { 5 } else { 0 });
+        assert_eq!(bits == whole, same);
+        assert_eq!(warned(&["_cooperative", "where now is", "last bits"]), !same);
+    }
+}
+
+/// `y = 2x`, with a variant that claims to multiply by cooperative matrices and may be wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Double {
+    matrices: Matrices,
+    wrong: bool,
+}
+
+macro_rules! double {
+    ($factor:literal) => {
+        concat!(
+            "@group(0) @binding(0) var<storage, read> x: array<f32>;
+             @group(0) @binding(1) var<storage, read_write> y: array<f32>;
+             struct Call { batch: u32 }
+             var<immediate> call: Call;
+             @compute @workgroup_size(64)
+             fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+                 let i = g.x * 64u + lane;
+                 if i < call.batch * 100u { y[i] = ",
+            $factor,
+            " * x[i]; }
+             }"
+        )
+    };
+}
+
+const PLAIN: Kernel = Kernel { name: "double", source: double!("2.0") };
+const RIGHT: Kernel = Kernel { name: "double_right", source: double!("2.0") };
+const WRONG: Kernel = Kernel { name: "double_wrong", source: double!("2.001") };
+
+impl Rules for Double {
+    fn name(&self) -> &'static str {
+        "double"
+    }
+
+    fn arity(&self) -> usize {
+        1
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
+        Ok(inputs[0])
+    }
+
+    fn backward(&self, _: &mut Graph, _: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
+        Ok(vec![None])
+    }
+
+    fn reference(&self, args: &mut Reference<'_>) {
+        args.output.iter_mut().zip(args.inputs[0].data).for_each(|(y, x)| *y = 2.0 * x);
+    }
+
+    fn launch(&self, inputs: &[TensorType], _: TensorType) -> Launch {
+        Launch { kernel: PLAIN, constants: Vec::new(), workgroups: Workgroups::over(inputs[0], 64) }
+    }
+
+    fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
+        let kernel = if self.wrong { WRONG } else { RIGHT };
+        let launch = Launch { kernel, ..self.launch(inputs, output) };
+        vec![Variant { name: kernel.name.to_owned(), style: Style::Portable, matrices: Some(self.matrices), launch }]
+    }
+}
+
+fn doubling(matrices: Matrices, wrong: bool) -> (Arc<Plan>, TensorId, TensorId, Choices) {
+    let mut graph = Graph::new();
+    let x = graph.input("x", batched(&[100]));
+    let y = graph.apply(Op::Custom(Arc::new(Double { matrices, wrong })), &[x]).unwrap();
+    let plan = Arc::new(Plan::new(&graph, &[y], 4).unwrap());
+    let mut choices = Choices::default();
+    choices.set(&plan.steps()[0].key, if wrong { "double_wrong" } else { "double_right" });
+    (plan, x, y, choices)
+}
+
+#[test]
+fn a_kernel_that_is_found_wrong_is_not_run_and_one_that_is_right_is() {
+    listen();
+    let Some(gpu) = gpu() else { return };
+    for (wrong, picked) in [(false, "double_right"), (true, "double")] {
+        let (plan, x, y, choices) = doubling(gpu.matrices()[0], wrong);
+        let mut exec = executor(&gpu, &choices);
+        let id = exec.load(plan.clone()).unwrap();
+        assert_eq!(exec.pick(&plan.steps()[0]).name, picked);
+        assert_eq!(exec.chosen(&plan).get(&plan.steps()[0].key), Some(picked));
+        exec.write(x, &to_bytes(&[3.0; 400], DType::F32)).unwrap();
+        exec.run(id, &[4]).unwrap();
+        assert_eq!(from_bytes(&exec.read(id, y, 4).unwrap(), DType::F32), [6.0; 400]);
+        // The self-test judges what was chosen, not what took its place.
+        let verdict = selftest(&mut || Ok(executor(&gpu, &choices)), &[&plan], 3).unwrap().remove(0);
+        assert_eq!(verdict.problem.is_some(), wrong, "{verdict:?}");
+        // And the tuner leaves it out, though it takes no longer.
+        let mut exec = GpuExecutor::new(gpu.clone()).with_tuning(Tuning { tune: Tune::Full, ..Tuning::default() });
+        exec.load(plan.clone()).unwrap();
+        assert!(!wrong || exec.pick(&plan.steps()[0]).name == "double");
+    }
+    assert!(warned(&["cooperative matrices are not used for double", "element", "expected"]));
+}
+
+#[test]
+fn one_for_matrices_that_the_device_has_not_is_never_tried() {
+    let Some(gpu) = shared_gpus().first() else { return };
+    let matrices = Matrices { edge: 16, subgroup: 5 };
+    let (plan, _, _, choices) = doubling(matrices, true);
+    let mut exec = GpuExecutor::new(gpu.clone()).with_tuning(Tuning { tune: Tune::Full, ..Tuning::default() });
+    exec.choose(&choices);
+    exec.load(plan.clone()).unwrap();
+    assert_eq!(exec.pick(&plan.steps()[0]).name, "double");
+}
+
+#[test]
+fn the_tuner_times_them_beside_the_others_and_keeps_what_it_found() {
+    let Some(gpu) = gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [(op, types), ..] = blocks(Conv2d::default(), [10, 10, 16], true, [3, 3], 32);
+    let mut graph = Graph::new();
+    let leaves: Vec<TensorId> = types.iter().map(|ty| graph.input("operand", *ty)).collect();
+    let root = graph.apply(op, &leaves).unwrap();
+    let plan = Plan::new(&graph, &[root], 4).unwrap();
+    let time = Duration::from_secs(100);
+    let tuning = Tuning { tune: Tune::Full, folder: Some(folder.path().into()), time, ..Tuning::default() };
+    let mut exec = GpuExecutor::new(gpu.clone()).with_tuning(tuning.clone());
+    exec.settle(&plan).unwrap();
+    let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let step = &plan.steps()[0];
+    let timed: Vec<&String> = kept["steps"][step.key.as_str()]["us"].as_object().unwrap().keys().collect();
+    let all: Vec<&str> = step.candidates().filter(|c| exec.runs(c)).map(|candidate| candidate.name).collect();
+    assert_eq!(timed.len(), all.len(), "{timed:?} of {all:?}");
+    let by_matrices = all.iter().find(|name| name.contains("_cooperative")).unwrap();
+
+    // Where one was found the fastest it is taken, proved anew, and where the device was opened without them it is not.
+    let picked = exec.pick(step).name;
+    std::fs::write(&file, text.replace(&format!("\"kernel\": \"{picked}\""), &format!("\"kernel\": \"{by_matrices}\""))).unwrap();
+    let load = |gpu: &Gpu| {
+        let mut exec = GpuExecutor::new(gpu.clone()).with_tuning(Tuning { time: Duration::ZERO, ..tuning.clone() });
+        exec.load(Arc::new(plan.clone())).unwrap();
+        exec.pick(step).name.to_owned()
+    };
+    assert_eq!(load(&gpu), *by_matrices);
+    assert!(!load(&without().unwrap()).contains("_cooperative"));
+}
