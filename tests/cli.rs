@@ -167,7 +167,7 @@ fn summary_is_the_table_that_keras_prints() {
 fn plan_lists_every_dispatch_with_its_memory() {
     let place = Place::new();
     let answer = place.json("plan --batch-size 8 --json");
-    for (name, kernels) in [("training", ["conv2d_relu_pool_weight_grad", "adam_group"]), ("inference", ["conv2d_relu_pool", "softmax"])] {
+    for (name, kernels) in [("training", ["conv2d_relu_pool_grad", "adam_group"]), ("inference", ["conv2d_relu_pool", "softmax"])] {
         let plan = &answer[name];
         let (steps, slots) = (plan["steps"].as_array().unwrap(), plan["slots"].as_array().unwrap());
         for kernel in kernels {

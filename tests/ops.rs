@@ -115,5 +115,5 @@ fn every_kernel_of_input_gradients_agrees_with_reference() {
 
 #[test]
 fn every_kernel_of_weight_gradients_agrees_with_reference() {
-    every_kernel_of(&["conv2d_weight_grad", "conv2d_relu_pool_weight_grad"]);
+    every_kernel_of(&["conv2d_weight_grad", "conv2d_relu_pool_weight_grad", "conv2d_relu_pool_grad"]);
 }

@@ -199,6 +199,8 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
         } else if let Some(rows) = set.get("TILE_M") {
             let blocks = rows / set["BLOCK_M"] * (set["TILE_N"] / set["BLOCK_N"]);
             assert_eq!(blocks, invocations, "{name}: blocks of a tile and invocations");
+            let second = set.get("TILE_MX").map_or(blocks, |rows| rows / set["BLOCK_M"] * (set["TILE_NX"] / set["BLOCK_N"]));
+            assert_eq!(second, invocations, "{name}: blocks of the second product's tile and invocations");
             assert!(rows.is_multiple_of(set["BLOCK_M"]) && set["TILE_N"].is_multiple_of(set["BLOCK_N"]), "{name}: {set:?}");
         }
 
@@ -258,6 +260,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             | "conv2d_weight_grad"
             | "conv2d_relu_pool_weight_grad" => 1,
             "matmul" | "conv2d" | "conv2d_input_grad" | "conv2d_relu_pool" | "conv2d_relu_pool_input_grad" => set["TILE_M"],
+            "conv2d_relu_pool_grad" => set["TILE_MX"],
             "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
                 constants["TILE"] * lanes.unwrap()
             }

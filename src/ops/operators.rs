@@ -46,7 +46,7 @@ operators! {
     gather: GatherBatch;
     loss: Accuracy, LossHead, SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad;
     dense: Dense, DenseGrad;
-    conv2d: Conv2d, Conv2dInputGrad, Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad, Conv2dWeightGrad;
+    conv2d: Conv2d, Conv2dInputGrad, Conv2dReluPool, Conv2dReluPoolGrad, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad, Conv2dWeightGrad;
     matmul: Matmul;
     pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
     reduce: Broadcast, Sum, SumSlices;

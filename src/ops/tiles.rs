@@ -83,6 +83,16 @@ impl Tiles {
         Self::others(usual, columns).filter(|&tiles| legal(tiles)).map(variant).collect()
     }
 
+    /// Pairs worth a try, for a kernel that does two products of so many columns in one dispatch: with the same invocations, blocks and
+    /// steps, the first one's as [`one_row_each`](Self::one_row_each). The pair of the usual ones, which is such a pair, is not among them.
+    pub(crate) fn pairs(usual: [Self; 2], columns: [usize; 2]) -> Vec<[Self; 2]> {
+        let [first, second] = [0, 1].map(|i| std::iter::once(usual[i]).chain(Self::others(usual[i], columns[i])).collect::<Vec<_>>());
+        let alike = |a: &Self, b: &Self| (a.lanes(), a.step, a.block) == (b.lanes(), b.step, b.block);
+        let pairs = first.into_iter().filter(|tiles| tiles.one_row_each());
+        let pairs = pairs.flat_map(|a| second.iter().filter(move |b| alike(&a, b)).map(move |&b| [a, b]));
+        pairs.filter(|pair| *pair != usual).collect()
+    }
+
     /// For kernels in which any invocation can stage any row.
     pub(crate) fn any(self) -> bool {
         true
@@ -110,6 +120,20 @@ mod tests {
         assert!(WIDE.one_row_each() && NARROW.one_row_each());
         let distinct: std::collections::HashSet<String> = ALL.iter().map(|tiles| format!("{tiles:?}")).collect();
         assert_eq!(distinct.len(), ALL.len());
+    }
+
+    #[test]
+    fn pairs_have_what_one_kernel_needs_of_both_and_keep_to_the_limits() {
+        for columns in [[64, 32], [128, 64], [36, 17], [4, 6], [512, 3]] {
+            let usual = columns.map(Tiles::usual);
+            let pairs = Tiles::pairs(usual, columns);
+            assert!((2..=24).contains(&pairs.len()) && !pairs.contains(&usual), "{} for {columns:?}", pairs.len());
+            for [a, b] in pairs.into_iter().chain([usual]) {
+                assert!((a.lanes(), a.step, a.block) == (b.lanes(), b.step, b.block) && a.one_row_each(), "{a:?} {b:?}");
+                let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 1)).iter().sum::<usize>() * a.step;
+                assert!(4 * (staged + 3 * b.tile[0]) <= 16 * 1024, "{a:?} {b:?}");
+            }
+        }
     }
 
     #[test]

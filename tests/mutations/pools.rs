@@ -53,6 +53,21 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["byte of the next filter", "i % 4u * 8u", "(i + 1u) % 4u * 8u"],
             ],
         ),
+        target(
+            example(Conv2dReluPoolGrad { conv, slices: 4, output: DType::F32 }, &[x, y, y, place, w], 3),
+            &[
+                ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
+                ["every bias of the first tile", "db[slice * FILTERS + column0 + lane]", "db[slice * FILTERS + lane]"],
+                ["bias counts the first step only", "bias += right_tile", "bias = right_tile"],
+                ["a workgroup of dw taken for one of dx", "tile < of_weight {", "tile + 1u < of_weight {"],
+                ["tiles of dx begin one too late", "tile - of_weight, lane", "tile - of_weight + 1u, lane"],
+                ["window not turned round", "row_w[row] - tap_w", "row_w[row] + tap_w"],
+                ["places exchanged", "oh % 2u * 2u + ow % 2u", "ow % 2u * 2u + oh % 2u"],
+                ["what relu stopped goes through", " || y[i] <= 0.0", ""],
+                ["what did not win gets a gradient", "there != here || ", ""],
+                ["weights of the next tap", "w[(tap * CHANNELS", "w[((tap + 1u) % (KH * KW) * CHANNELS"],
+            ],
+        ),
     ]
 }
 

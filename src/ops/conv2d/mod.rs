@@ -13,7 +13,7 @@ pub(crate) use geometry::Geometry;
 use geometry::{image, mismatch, weight};
 pub use grad::{Conv2dInputGrad, Conv2dWeightGrad};
 pub(crate) use relu_pool::{Block, EDGE, PLACES};
-pub use relu_pool::{Conv2dReluPool, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
+pub use relu_pool::{Conv2dReluPool, Conv2dReluPoolGrad, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
 use super::window::{Padding, Window};
 use super::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel};

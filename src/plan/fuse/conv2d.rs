@@ -1,5 +1,5 @@
 //! A convolution, the addition of its bias, ReLU and max-pooling by 2, with their gradients where a graph has them: what takes
-//! their place is [`Conv2dReluPool`] and its two gradients.
+//! their place is [`Conv2dReluPool`] and its two gradients, or both of these in one.
 
 use super::{Chain, Now, Uses};
 use crate::error::Result;
@@ -37,6 +37,8 @@ struct Backward {
     db: TensorId,
     dw: TensorId,
     slices: usize,
+    /// Whether one operator is to compute all three, for executors that gain by what runs side by side.
+    at_once: bool,
 }
 
 impl Chain for Block {
@@ -64,6 +66,14 @@ impl Chain for Block {
         let Some(backward) = &self.backward else { unreachable!("a block without gradients has one output") };
         let [dy, y] = [now[&backward.dy], now[&self.y]];
         let place = graph.extra_outputs(y);
+        if let (Some(dx), true) = (backward.dx, backward.at_once) {
+            let operands: Vec<TensorId> = [x, dy, y].into_iter().chain(place).chain([w]).collect();
+            let dw = graph.apply(Conv2dReluPoolGrad { conv, slices: backward.slices, output: DType::F32 }, &operands)?;
+            let extra = graph.extra_outputs(dw);
+            let db = graph.sum(extra[0], &[0])?;
+            now.extend([(backward.dw, dw), (backward.db, db), (dx, extra[1])]);
+            return Ok(());
+        }
         if Some(id) == backward.dx {
             let input = [graph.shape(self.x).inner()[0], graph.shape(self.x).inner()[1]];
             let operands: Vec<TensorId> = [dy, y].into_iter().chain(place).chain([w]).collect();
@@ -88,18 +98,18 @@ const THREADS: usize = 16;
 
 /// Every block of the graph.
 pub(super) fn find(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
-    find_with(uses, usize::MAX)
+    find_with(uses, usize::MAX, true)
 }
 
 /// The same, for threads in place of workgroups.
 pub(super) fn find_for_threads(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
-    find_with(uses, THREADS)
+    find_with(uses, THREADS, false)
 }
 
-/// Every block, with so many slices of its weight's gradient at most.
-fn find_with(uses: &Uses<'_>, slices: usize) -> Vec<Box<dyn Chain>> {
+/// Every block, with so many slices of its weight's gradient at most, and its gradients at once or one after the other.
+fn find_with(uses: &Uses<'_>, slices: usize, at_once: bool) -> Vec<Box<dyn Chain>> {
     let convs = uses.all(|op| if let Op::Conv2d(conv) = op { Some(*conv) } else { None });
-    let blocks = convs.filter_map(|(id, conv)| block(uses, id, conv, slices));
+    let blocks = convs.filter_map(|(id, conv)| block(uses, id, conv, (slices, at_once)));
     // What takes a block's place reads its operands later than the block does, so nothing may be updated meanwhile.
     let sound = |block: &Block| {
         let nodes: Vec<TensorId> = block.inside().into_iter().chain(block.outside()).collect();
@@ -108,7 +118,7 @@ fn find_with(uses: &Uses<'_>, slices: usize) -> Vec<Box<dyn Chain>> {
     blocks.filter(sound).map(|block| Box::new(block) as Box<dyn Chain>).collect()
 }
 
-fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, most: usize) -> Option<Block> {
+fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, (most, at_once): (usize, bool)) -> Option<Block> {
     let biased = uses.reader(conv_id, |op| matches!(op, Op::BiasAdd(_)))?;
     let relu = uses.reader(biased, |op| matches!(op, Op::Activation(Activation { function: Function::Relu })))?;
     let y = uses.reader(relu, |op| matches!(op, Op::MaxPool2d(MaxPool2d { window }) if *window == POOL))?;
@@ -124,7 +134,8 @@ fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, most: usize) -> Optio
             let dw = uses.reader(through, |op| matches!(op, Op::Conv2dWeightGrad(grad) if grad.conv == conv))?;
             let dx = uses.reader(through, |op| matches!(op, Op::Conv2dInputGrad(grad) if grad.conv == conv));
             let Some(Op::Conv2dWeightGrad(Conv2dWeightGrad { slices, .. })) = uses.op(dw) else { return None };
-            Some(Backward { dy: uses.inputs(unpooled)[1], through: [unpooled, through], dx, db, dw, slices: most.min(*slices) })
+            let (dy, slices) = (uses.inputs(unpooled)[1], most.min(*slices));
+            Some(Backward { dy, through: [unpooled, through], dx, db, dw, slices, at_once })
         }
     };
     let [x, w] = [uses.inputs(conv_id)[0], uses.inputs(conv_id)[1]];

@@ -174,7 +174,7 @@ impl Conv2dReluPoolWeightGrad {
         block.map_err(|problem| mismatch(self.name(), problem, [("x", x, "(N, H, W, I)"), ("dy", dy, "(N, PH, PW, O)")]))
     }
 
-    fn known(&self, inputs: &[TensorType]) -> Block {
+    pub(super) fn known(&self, inputs: &[TensorType]) -> Block {
         self.block(inputs).expect("shapes were checked when the graph was built")
     }
 
@@ -282,6 +282,6 @@ impl Rules for Conv2dReluPoolWeightGrad {
 }
 
 /// Places are 0 to 3; everything else is about 0, negative too, so that ReLU stops some of it.
-fn domain(ty: TensorType) -> (f64, f64) {
+pub(super) fn domain(ty: TensorType) -> (f64, f64) {
     if ty.dtype == DType::U8 { (0.0, 3.0) } else { (-1.0, 1.0) }
 }

@@ -7,10 +7,12 @@
 //! The gradient of the convolution's own output is zero but at those places, and there that of the pooled result, where ReLU
 //! lets it through; the gradients build it as they go and never store it either.
 
+mod both;
 mod grad;
 #[cfg(test)]
 mod tests;
 
+pub use both::Conv2dReluPoolGrad;
 pub use grad::{Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 
 use super::Conv2d;

@@ -1,0 +1,329 @@
+// conv2d_relu_pool_grad: dw[s, kh, kw, c, o] = Σ x[n, oh·stride + kh·dilation - pad, …, c] · g[n, oh, ow, o]
+//                        db[s, o] = Σ g[n, oh, ow, o]       over the pixels of y of slice s and their places
+//                        dx[n, h, v, c] = Σ g[n, oh, ow, o] · w[kh, kw, c, o]
+//
+//   x      [N, H, W, CHANNELS]
+//   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
+//   y      [N, PH, PW, FILTERS]
+//   place  [N, PH, PW, FILTERS] bytes
+//   w      [KH, KW, CHANNELS, FILTERS]
+//   dw     [SLICES, KH, KW, CHANNELS, FILTERS]   every element written exactly once
+//   db     [SLICES, FILTERS]                     likewise
+//   dx     [N, H, W, CHANNELS]                   likewise
+//
+// Products that can run side by side, in one dispatch: the first workgroups are those of conv2d_relu_pool_weight_grad, the others
+// those of conv2d_relu_pool_input_grad, which say how. Both have the same invocations, blocks and steps, and tiles of their own; a
+// workgroup is one or the other, so both stage in the same memory.
+//
+// Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, rounded up to a multiple of
+// ceil(CHANNELS / TILE_NX), and as many of these as there are tiles of TILE_MX in the N·H·W rows of dx.
+// CPU twin: `Conv2dReluPoolGrad::reference` in src/ops/conv2d/relu_pool/both.rs.
+
+// What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
+alias X = f32;
+alias DY = f32;
+alias Y = f32;
+alias DX = f32;
+
+override H: u32;
+override W: u32;
+override PH: u32;
+override PW: u32;
+override KH: u32;
+override KW: u32;
+override STRIDE_H: u32;
+override STRIDE_W: u32;
+override DILATION_H: u32;
+override DILATION_W: u32;
+override PAD_H: u32;    // rows of padding above
+override PAD_W: u32;    // columns of padding on the left
+override CHANNELS: u32; // of x
+override FILTERS: u32;  // channels of y
+override SLICES: u32;
+override TILE_M: u32;   // rows of a workgroup's tile of dw
+override TILE_N: u32;   // and its columns
+override TILE_MX: u32;  // rows of a workgroup's tile of dx, which has as many blocks
+override TILE_NX: u32;  // and its columns
+override STEP: u32;     // elements of K staged at a time
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
+override BLOCK_N: u32;  // and its columns, 4 or 8
+override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
+override LEFT: u32 = max(TILE_M, TILE_MX + 1u) * STEP;  // elements staged of the left factors
+override RIGHT: u32 = max(TILE_N, TILE_NX + 1u) * STEP; // and of the right ones
+
+const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
+
+@group(0) @binding(0) var<storage, read> x: array<X>;
+@group(0) @binding(1) var<storage, read> dy: array<DY>;
+@group(0) @binding(2) var<storage, read> y: array<Y>;
+@group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
+@group(0) @binding(4) var<storage, read> w: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dw: array<f32>;
+@group(0) @binding(6) var<storage, read_write> db: array<f32>;
+@group(0) @binding(7) var<storage, read_write> dx: array<DX>;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
+
+var<workgroup> left_tile: array<f32, LEFT>;   // [k][row]; of dx with an odd pitch, which spreads a column over the banks
+var<workgroup> right_tile: array<f32, RIGHT>; // [k][column], likewise
+var<workgroup> row_h: array<i32, TILE_MX>;    // each row's pixel, counted from the corner of the padding
+var<workgroup> row_w: array<i32, TILE_MX>;
+var<workgroup> row_image: array<u32, TILE_MX>; // first pixel of y of its image
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let tiles_m = (KH * KW * CHANNELS + TILE_M - 1u) / TILE_M;
+    let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
+    let tiles_nx = (CHANNELS + TILE_NX - 1u) / TILE_NX;
+    let of_weight = (SLICES * tiles_m * tiles_n + tiles_nx - 1u) / tiles_nx * tiles_nx;
+    let tile = group.y * groups.x + group.x;
+    if tile < of_weight {
+        weight_grad(tile, lane);
+    } else {
+        input_grad(tile - of_weight, lane);
+    }
+}
+
+// One tile of a slice of dw, and of db.
+fn weight_grad(tile: u32, lane: u32) {
+    let rows = KH * KW * CHANNELS;
+    let tiles_m = (rows + TILE_M - 1u) / TILE_M;
+    let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
+    let slice = tile / (tiles_m * tiles_n);
+    if slice >= SLICES {
+        return;
+    }
+    let row0 = tile / tiles_n % tiles_m * TILE_M;
+    let column0 = tile % tiles_n * TILE_N;
+    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
+    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
+
+    let pixels = call.batch * PH * PW;
+    let run = (pixels + SLICES - 1u) / SLICES;
+    let first = min(slice * run, pixels) * 4u;
+    let end = min(first + run * 4u, pixels * 4u);
+
+    // An invocation stays at one row of left_tile, so at one tap and channel; its neighbours are at the neighbouring channels.
+    let row = row0 + lane % TILE_M;
+    let tap = row / CHANNELS;
+    let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
+    let tap_w = i32(tap % KW * DILATION_W) - i32(PAD_W);
+    let channel = row % CHANNELS;
+
+    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    var s00 = mat4x4<f32>();
+    var s01 = mat4x4<f32>();
+    var s10 = mat4x4<f32>();
+    var s11 = mat4x4<f32>();
+    var bias = 0.0;
+    for (var k0 = first; k0 < end; k0 += STEP) {
+        for (var i = lane; i < TILE_M * STEP; i += LANES) {
+            let k = k0 + i / TILE_M;
+            // A negative place is a huge one when unsigned.
+            let pixel = k / 4u;
+            let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
+            let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
+            var value = 0.0;
+            if k < end && row < rows && h < H && v < W {
+                value = f32(x[((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel]);
+            }
+            left_tile[i] = value;
+        }
+        for (var i = lane; i < TILE_N * STEP; i += LANES) {
+            let k = k0 + i / TILE_N;
+            let column = column0 + i % TILE_N;
+            var value = 0.0;
+            if k < end && column < FILTERS {
+                value = gradient(k / 4u * FILTERS + column, k % 4u);
+            }
+            right_tile[i] = value;
+        }
+        workgroupBarrier();
+        for (var s = 0u; s < STEP; s += 1u) {
+            let i = s * TILE_M + block_row;
+            let j = s * TILE_N + block_column;
+            let rows0 = left_quad(i);
+            let columns0 = right_quad(j);
+            s00 += outer(rows0, columns0);
+            var columns1 = vec4<f32>();
+            if BLOCK_N == 8u {
+                columns1 = right_quad(j + 4u);
+                s01 += outer(rows0, columns1);
+            }
+            if BLOCK_M == 8u {
+                let rows1 = left_quad(i + 4u);
+                s10 += outer(rows1, columns0);
+                if BLOCK_N == 8u {
+                    s11 += outer(rows1, columns1);
+                }
+            }
+        }
+        if row0 == 0u && lane < TILE_N {
+            for (var s = 0u; s < STEP; s += 1u) {
+                bias += right_tile[s * TILE_N + lane];
+            }
+        }
+        workgroupBarrier();
+    }
+    if row0 == 0u && lane < TILE_N && column0 + lane < FILTERS {
+        db[slice * FILTERS + column0 + lane] = bias;
+    }
+    let first_row = row0 + block_row;
+    let column = column0 + block_column;
+    store_weight(slice, first_row, rows, column, s00);
+    if BLOCK_N == 8u {
+        store_weight(slice, first_row, rows, column + 4u, s01);
+    }
+    if BLOCK_M == 8u {
+        store_weight(slice, first_row + 4u, rows, column, s10);
+        if BLOCK_N == 8u {
+            store_weight(slice, first_row + 4u, rows, column + 4u, s11);
+        }
+    }
+}
+
+// One tile of dx.
+fn input_grad(tile: u32, lane: u32) {
+    let pitch = TILE_MX + 1u;
+    let pitch_n = TILE_NX + 1u;
+    let rows = call.batch * H * W;
+    let depth = KH * KW * FILTERS;
+    let tiles_n = (CHANNELS + TILE_NX - 1u) / TILE_NX;
+    let row0 = tile / tiles_n * TILE_MX;
+    let column0 = tile % tiles_n * TILE_NX;
+    let block_row = lane / (TILE_NX / BLOCK_N) * BLOCK_M;
+    let block_column = lane % (TILE_NX / BLOCK_N) * BLOCK_N;
+
+    for (var i = lane; i < TILE_MX; i += LANES) {
+        let row = row0 + i;
+        row_h[i] = select(OUTSIDE, i32(row / W % H + PAD_H), row < rows);
+        row_w[i] = i32(row % W + PAD_W);
+        row_image[i] = row / (H * W) * (PH * PW);
+    }
+    workgroupBarrier();
+
+    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    var s00 = mat4x4<f32>();
+    var s01 = mat4x4<f32>();
+    var s10 = mat4x4<f32>();
+    var s11 = mat4x4<f32>();
+    for (var k0 = 0u; k0 < depth; k0 += STEP) {
+        // Neighbouring invocations take neighbouring channels of dy and of w; one stays at one k of every step.
+        let step = lane % STEP;
+        let k = k0 + step;
+        let tap = k / FILTERS;
+        let tap_h = i32(tap / KW * DILATION_H);
+        let tap_w = i32(tap % KW * DILATION_W);
+        let channel = k % FILTERS;
+        for (var row = lane / STEP; row < TILE_MX; row += LANES / STEP) {
+            // Negative where the tap lies before the first window: then huge when unsigned, and past PH even when divided,
+            // unless the stride is huge too; so it is tested.
+            let h = row_h[row] - tap_h;
+            let v = row_w[row] - tap_w;
+            let oh = u32(h) / STRIDE_H;
+            let ow = u32(v) / STRIDE_W;
+            var value = 0.0;
+            if k < depth && h >= 0 && v >= 0 && oh * STRIDE_H == u32(h) && ow * STRIDE_W == u32(v) && oh / 2u < PH && ow / 2u < PW {
+                value = gradient((row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + channel, oh % 2u * 2u + ow % 2u);
+            }
+            left_tile[step * pitch + row] = value;
+        }
+        for (var column = lane / STEP; column < TILE_NX; column += LANES / STEP) {
+            var value = 0.0;
+            if k < depth && column0 + column < CHANNELS {
+                value = w[(tap * CHANNELS + column0 + column) * FILTERS + channel];
+            }
+            right_tile[step * pitch_n + column] = value;
+        }
+        workgroupBarrier();
+        for (var s = 0u; s < STEP; s += 1u) {
+            let i = s * pitch + block_row;
+            let j = s * pitch_n + block_column;
+            let rows0 = left_quad(i);
+            let columns0 = right_quad(j);
+            s00 += outer(rows0, columns0);
+            var columns1 = vec4<f32>();
+            if BLOCK_N == 8u {
+                columns1 = right_quad(j + 4u);
+                s01 += outer(rows0, columns1);
+            }
+            if BLOCK_M == 8u {
+                let rows1 = left_quad(i + 4u);
+                s10 += outer(rows1, columns0);
+                if BLOCK_N == 8u {
+                    s11 += outer(rows1, columns1);
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    let row = row0 + block_row;
+    let column = column0 + block_column;
+    store_input(row, rows, column, s00);
+    if BLOCK_N == 8u {
+        store_input(row, rows, column + 4u, s01);
+    }
+    if BLOCK_M == 8u {
+        store_input(row + 4u, rows, column, s10);
+        if BLOCK_N == 8u {
+            store_input(row + 4u, rows, column + 4u, s11);
+        }
+    }
+}
+
+fn store_weight(slice: u32, row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
+    store_weight_row(slice, row, rows, column, s[0]);
+    store_weight_row(slice, row + 1u, rows, column, s[1]);
+    store_weight_row(slice, row + 2u, rows, column, s[2]);
+    store_weight_row(slice, row + 3u, rows, column, s[3]);
+}
+
+fn store_weight_row(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
+    if row >= rows {
+        return;
+    }
+    for (var i = 0u; i < 4u && column + i < FILTERS; i += 1u) {
+        dw[(slice * rows + row) * FILTERS + column + i] = values[i];
+    }
+}
+
+fn store_input(row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
+    store_input_row(row, rows, column, s[0]);
+    store_input_row(row + 1u, rows, column, s[1]);
+    store_input_row(row + 2u, rows, column, s[2]);
+    store_input_row(row + 3u, rows, column, s[3]);
+}
+
+fn store_input_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
+    if row >= rows {
+        return;
+    }
+    for (var i = 0u; i < 4u && column + i < CHANNELS; i += 1u) {
+        dx[row * CHANNELS + column + i] = DX(values[i]);
+    }
+}
+
+// The gradient of the convolution's output at one place of a window, given the element of y.
+fn gradient(i: u32, here: u32) -> f32 {
+    let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
+    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+}
+
+fn left_quad(i: u32) -> vec4<f32> {
+    return vec4(left_tile[i], left_tile[i + 1u], left_tile[i + 2u], left_tile[i + 3u]);
+}
+
+fn right_quad(i: u32) -> vec4<f32> {
+    return vec4(right_tile[i], right_tile[i + 1u], right_tile[i + 2u], right_tile[i + 3u]);
+}
+
+// Each row times each column; a column of the matrix is a row.
+fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4(columns * rows.x, columns * rows.y, columns * rows.z, columns * rows.w);
+}

@@ -1,0 +1,138 @@
+//! Both gradients of a convolution with ReLU and pooling in one dispatch: neither waits for the other.
+
+use super::super::Conv2d;
+use super::{Block, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
+use crate::error::Result;
+use crate::graph::{Graph, TensorId};
+use crate::kernels::conv2d_relu_pool as kernels;
+use crate::ops::stored::stored;
+use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Style, Tiles, Variant, Workgroups, kernel, no_second_gradient};
+use crate::shape::{DType, TensorType};
+
+/// What [`Conv2dReluPoolWeightGrad`] and [`Conv2dReluPoolInputGrad`] compute: dw `[slices, KH, KW, I, O]` and, extra, db `[slices, O]` and dx
+/// `[N, H, W, I]` of operands x, dy, y, the places, and w.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2dReluPoolGrad {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// How many partial sums there are of dw and db.
+    pub slices: usize,
+    /// What dx is stored as.
+    pub output: DType,
+}
+
+impl Conv2dReluPoolGrad {
+    /// The two operators for images of these extents and a weight of these, axes in order.
+    fn halves(&self, x: &[usize], w: &[usize]) -> (Conv2dReluPoolWeightGrad, Conv2dReluPoolInputGrad) {
+        let extent = |extents: &[usize], axis: usize| extents.get(axis).copied().unwrap_or(0); // what does not fit is refused by both
+        let weight = Conv2dReluPoolWeightGrad { conv: self.conv, kernel: [extent(w, 0), extent(w, 1)], slices: self.slices };
+        (weight, Conv2dReluPoolInputGrad { conv: self.conv, input: [extent(x, 0), extent(x, 1)], output: self.output })
+    }
+
+    fn of(&self, inputs: &[TensorType]) -> (Conv2dReluPoolWeightGrad, Conv2dReluPoolInputGrad) {
+        self.halves(inputs[0].shape.inner(), inputs[4].shape.inner())
+    }
+
+    fn block(&self, inputs: &[TensorType]) -> Block {
+        self.of(inputs).0.known(inputs)
+    }
+
+    /// The launch with these tiles of dw and of dx.
+    fn tiled(&self, inputs: &[TensorType], [of_weight, of_input]: [Tiles; 2]) -> Launch {
+        let block = self.block(inputs);
+        let aliases = [("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype), ("DX", self.output)];
+        let kernel: Kernel = stored(kernel!("conv2d_relu_pool_grad"), &aliases);
+        let Launch { mut constants, workgroups: first, .. } = block.launch_slices(kernel, self.slices, of_weight);
+        let rest = block.launch_over_input(kernel, of_input).workgroups;
+        constants.extend([("TILE_MX", of_input.tile[0] as f64), ("TILE_NX", of_input.tile[1] as f64)]);
+        let fixed = first.count(0).div_ceil(rest.times) * rest.tile;
+        Launch { kernel, constants, workgroups: Workgroups { fixed, ..rest } }
+    }
+
+    fn usual(&self, inputs: &[TensorType]) -> [Tiles; 2] {
+        let conv = self.block(inputs).conv;
+        [conv.filters, conv.channels].map(Tiles::usual)
+    }
+}
+
+impl Rules for Conv2dReluPoolGrad {
+    fn name(&self) -> &'static str {
+        "conv2d_relu_pool_grad"
+    }
+
+    fn arity(&self) -> usize {
+        5
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
+        let (weight, input) = self.of(inputs);
+        let dx = input.infer(&inputs[1..])?;
+        let dw = weight.infer(&inputs[..4])?;
+        if dx.shape == inputs[0].shape {
+            return Ok(dw);
+        }
+        let operands = vec![("x", inputs[0], "(N, H, W, I)"), ("w", inputs[4], "(KH, KW, I, O)")];
+        Err(crate::Error::Shape { op: self.name(), problem: format!("x is {}, but w has dx {}", inputs[0], dx.shape), operands })
+    }
+
+    fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
+        let dx = TensorType { dtype: self.output, ..inputs[0] };
+        self.of(inputs).0.extra_outputs(&inputs[..4]).into_iter().chain([dx]).collect()
+    }
+
+    fn backward(&self, _: &mut Graph, _: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
+        no_second_gradient(self.name())
+    }
+
+    fn reference(&self, args: &mut Reference<'_>) {
+        let (weight, input) = self.halves(&args.inputs[0].extents[1..], &args.inputs[4].extents);
+        let [db, dx] = &mut args.extra[..] else { unreachable!("it has two extra outputs") };
+        let (batch, inputs) = (args.batch, &args.inputs);
+        let whole = |inputs: &[_], output, extra| Reference { batch, inputs: inputs.to_vec(), updated: Vec::new(), output, extra };
+        weight.reference(&mut whole(&inputs[..4], &mut *args.output, vec![&mut **db]));
+        input.reference(&mut whole(&inputs[1..], &mut **dx, Vec::new()));
+    }
+
+    fn cpu(&self, args: &mut Cpu<'_>) -> bool {
+        let types: Vec<TensorType> = args.inputs.iter().map(|input| input.ty).collect();
+        if types.iter().any(|ty| ty.dtype == DType::F16) || self.output == DType::F16 {
+            return false;
+        }
+        let (block, [x, w]) = (self.block(&types), [0, 4].map(|i| args.inputs[i].f32()));
+        let dy = || kernels::Dy { dy: args.inputs[1].f32(), y: args.inputs[2].f32(), place: args.inputs[3].u8() };
+        let [db, dx] = &mut args.extra[..] else { unreachable!("it has two extra outputs") };
+        kernels::weight_grad(&block, self.slices, x, dy(), (&mut *args.output, &mut **db), args.scratch);
+        kernels::input_grad(&block, dy(), w, dx, args.scratch);
+        true
+    }
+
+    fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
+        self.tiled(inputs, self.usual(inputs))
+    }
+
+    fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
+        let conv = self.block(inputs).conv;
+        let pairs = Tiles::pairs(self.usual(inputs), [conv.filters, conv.channels]).into_iter();
+        let variant = |tiles: [Tiles; 2]| {
+            let launch = self.tiled(inputs, tiles);
+            let [[rows, columns], [rows_x, columns_x]] = tiles.map(|tiles| tiles.tile);
+            let Tiles { step, block: [block_rows, block_columns], .. } = tiles[0];
+            let name = format!("{}/{rows}x{columns}+{rows_x}x{columns_x}x{step}/{block_rows}x{block_columns}", launch.kernel.name);
+            Variant { name, style: Style::Portable, launch }
+        };
+        pairs.map(variant).collect()
+    }
+
+    fn domain(&self, input: usize, inputs: &[TensorType]) -> (f64, f64) {
+        super::grad::domain(inputs[input])
+    }
+
+    fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
+        let (weight, input) = self.of(inputs);
+        weight.terms(&inputs[..4], batch).max(input.terms(&inputs[1..], batch))
+    }
+
+    fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {
+        2 * self.block(inputs).flops(batch)
+    }
+}
