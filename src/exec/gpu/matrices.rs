@@ -89,7 +89,7 @@ impl GpuExecutor {
                 Ok(None) => drop(self.proved.insert(proof)),
                 Err(error @ Error::DeviceLost { .. }) => return Err(error),
                 told => {
-                    let problem = told.map_or_else(|error| Some(error.to_string()), |problem| problem).unwrap_or_default();
+                    let problem = told.unwrap_or_else(|error| Some(error.to_string())).unwrap_or_default();
                     let instead = step.of_style(self.gpu.style).name;
                     log::warn!("cooperative matrices are not used for {}, but {instead}: {problem}", step.title());
                     self.choices.set(&step.key, instead);
