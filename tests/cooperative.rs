@@ -115,10 +115,10 @@ fn every_kernel_agrees_with_its_reference_on_ragged_tiles() {
     assert!(by_matrices > 50);
 }
 
-/// What may be off where factors are rounded to f16: half a unit in the last place of each of two, for sums of `terms` products below 1, by
-/// chance of either sign; a whole unit where a driver cuts.
+/// What may be off where factors are rounded to f16: half a unit in the last place of each of two, for sums of `terms` products below a
+/// quarter, by chance of either sign; a whole unit where a driver cuts. Observed: 0.3 of this.
 fn rounded(op: &Op, types: &[TensorType], batch: usize) -> f64 {
-    tolerance(op, types, batch) + F16_TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt()
+    tolerance(op, types, batch) + F16_TOLERANCE / 4.0 * (op.rules().terms(types, batch) as f64).sqrt()
 }
 
 #[test]
@@ -252,7 +252,8 @@ fn training_by_them_is_near_training_without_and_ends_in_the_same_bits_each_time
     assert!(by_matrices == 0 && first != other);
     for (a, b) in a.loss.iter().zip(&b.loss).chain(a.val_loss.iter().zip(&b.val_loss)) {
         println!("loss {a}, one by one {b}");
-        assert!((a - b).abs() < 5e-3, "{a} and {b}");
+        // Observed: 4e-4.
+        assert!((a - b).abs() < 2e-3, "{a} and {b}");
     }
     assert!(a.loss[1] < a.loss[0], "it learns: {:?}", a.loss);
 }
