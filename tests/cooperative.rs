@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::examples::{batched, fixed, output, relu_pools};
-use common::{check_every_kernel, from_bytes, noise, shared_gpus, to_bytes, tolerance};
+use common::{check_kernels, from_bytes, noise, shared_gpus, to_bytes, tolerance};
 use shadernet::Error;
 use shadernet::data::{Dataset, sample};
 use shadernet::error::Result;
@@ -93,8 +93,7 @@ fn every_kernel_agrees_with_its_reference_on_ragged_tiles() {
     let Some(gpu) = gpu() else { return };
     let mut by_matrices = 0;
     let mut check = |op: Op, types: &[TensorType], batch| {
-        let names = check_every_kernel(op, types, batch).unwrap();
-        by_matrices += names.iter().filter(|name| name.contains("_cooperative")).count();
+        by_matrices += check_kernels(op, types, batch, |candidate| candidate.matrices.is_some()).unwrap().len();
     };
     let mixed = relu_pools().into_iter().filter(|example| example.types.iter().any(|ty| ty.dtype == DType::F16));
     for example in mixed {
@@ -116,10 +115,10 @@ fn every_kernel_agrees_with_its_reference_on_ragged_tiles() {
     assert!(by_matrices > 50);
 }
 
-/// What may be off where factors are rounded to f16: half a unit in the last place of each of two, for sums of `terms` products below 1, by
-/// chance of either sign; a whole unit where a driver cuts.
+/// What may be off where factors are rounded to f16: half a unit in the last place of each of two, for sums of `terms` products below a
+/// quarter, by chance of either sign; a whole unit where a driver cuts. Observed: 0.3 of this.
 fn rounded(op: &Op, types: &[TensorType], batch: usize) -> f64 {
-    tolerance(op, types, batch) + F16_TOLERANCE * (op.rules().terms(types, batch) as f64).sqrt()
+    tolerance(op, types, batch) + F16_TOLERANCE / 4.0 * (op.rules().terms(types, batch) as f64).sqrt()
 }
 
 #[test]
@@ -253,7 +252,8 @@ fn training_by_them_is_near_training_without_and_ends_in_the_same_bits_each_time
     assert!(by_matrices == 0 && first != other);
     for (a, b) in a.loss.iter().zip(&b.loss).chain(a.val_loss.iter().zip(&b.val_loss)) {
         println!("loss {a}, one by one {b}");
-        assert!((a - b).abs() < 5e-3, "{a} and {b}");
+        // Observed: 4e-4.
+        assert!((a - b).abs() < 2e-3, "{a} and {b}");
     }
     assert!(a.loss[1] < a.loss[0], "it learns: {:?}", a.loss);
 }
@@ -409,9 +409,10 @@ fn the_tuner_times_them_beside_the_others_and_keeps_what_it_found() {
     exec.settle(&plan).unwrap();
     let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     let text = std::fs::read_to_string(&file).unwrap();
+    println!("{text}");
     let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
     let step = &plan.steps()[0];
-    let timed: Vec<&String> = kept["steps"][step.key.as_str()]["us"].as_object().unwrap().keys().collect();
+    let timed: Vec<&String> = kept["steps"][format!("{}, cooperative", step.key)]["us"].as_object().unwrap().keys().collect();
     let all: Vec<&str> = step.candidates().filter(|c| exec.runs(c)).map(|candidate| candidate.name).collect();
     assert_eq!(timed.len(), all.len(), "{timed:?} of {all:?}");
     let by_matrices = all.iter().find(|name| name.contains("_cooperative")).unwrap();
@@ -426,4 +427,5 @@ fn the_tuner_times_them_beside_the_others_and_keeps_what_it_found() {
     };
     assert_eq!(load(&gpu), *by_matrices);
     assert!(!load(&without().unwrap()).contains("_cooperative"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap().matches(", cooperative\"").count(), 1, "what was found with them stays");
 }

@@ -180,7 +180,7 @@ if newer_mesa >"$work/mesa-26.log" 2>&1; then
     pass "$name" env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=llvmpipe SHADERNET_TEST_COOPERATIVE=required LP_NATIVE_VECTOR_WIDTH=256 \
         MESA_SHADER_CACHE_DIR="$work/mesa-26/shaders" VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
         "CARGO_TARGET_${host}_RUNNER=$linker --library-path $(dirname "$driver")" \
-        cargo test --no-fail-fast --test cooperative --test mutations
+        bash -c 'cargo test --test cooperative && cargo test --test mutations cooperative'
 else
     skip "$name" "its packages cannot be had: $(tail -n 1 "$work/mesa-26.log")"
 fi

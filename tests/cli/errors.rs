@@ -27,6 +27,7 @@ fn wrong_usage_ends_with_2_and_trains_nothing() {
         ("train --seed -1", &["'-1'", "--seed", "from 0 to"]),
         ("train --threads 1025", &["'1025'", "--threads", "1 to 1024"]),
         ("train --precision f64", &["'f64'", "--precision"]),
+        ("train --cooperative on", &["'on'", "--cooperative"]),
         ("train --plot p.jpg", &["'p.jpg'", "--plot", ".png"]),
         ("train --resume", &["required arguments were not provided"]),
     ] {

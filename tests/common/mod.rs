@@ -132,6 +132,16 @@ pub fn check_op(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result
 /// Checks every kernel that an operator has, whatever a style would pick: each as [`check_op`] does, without bounds checks.
 /// Returns their names.
 pub fn check_every_kernel(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result<Vec<String>, String> {
+    check_kernels(op, types, batch, |_| true)
+}
+
+/// The same for those that are wanted.
+pub fn check_kernels(
+    op: impl Into<Op>,
+    types: &[TensorType],
+    batch: usize,
+    wanted: impl Fn(&Candidate<'_>) -> bool,
+) -> Result<Vec<String>, String> {
     let op = op.into();
     let (mut graph, rules) = (Graph::new(), op.rules());
     if rules.variants(types, rules.infer(types).map_err(|e| e.to_string())?).is_empty() {
@@ -142,7 +152,7 @@ pub fn check_every_kernel(op: impl Into<Op>, types: &[TensorType], batch: usize)
     let plan = Plan::new(&graph, &[root], batch + ROOM).map_err(|e| e.to_string())?;
     let step = &plan.steps()[0];
     let has = |candidate: &Candidate<'_>| candidate.matrices.is_none_or(|matrices| shared_gpus()[0].matrices().contains(&matrices));
-    let names: Vec<String> = step.candidates().filter(has).map(|candidate| candidate.name.to_owned()).collect();
+    let names: Vec<String> = step.candidates().filter(|c| has(c) && wanted(c)).map(|candidate| candidate.name.to_owned()).collect();
     for (name, gpu) in names.iter().zip(std::iter::repeat(&shared_gpus()[0])) {
         let mut exec = GpuExecutor::with_guards(gpu.clone().with_style(Style::Portable));
         let mut choices = Choices::default();

@@ -107,7 +107,12 @@ impl Tuner {
         }
         let mut known = self.tuning.folder.as_deref().map_or_else(Default::default, |folder| file::read(folder, &identity));
         let full = self.tuning.tune == Tune::Full;
-        open.retain(|step| match known.get(&step.key) {
+        // Where kernels of cooperative matrices are among those to try, the answer is another one, and both are kept.
+        let kept = |step: &Step| {
+            let more = step.candidates().any(|candidate| candidate.matrices.is_some() && runs(&candidate));
+            if more { format!("{}, cooperative", step.key) } else { step.key.clone() }
+        };
+        open.retain(|step| match known.get(&kept(step)) {
             Some(found)
                 if (found.full || !full) && step.candidates().any(|candidate| candidate.name == found.kernel && runs(&candidate)) =>
             {
@@ -133,7 +138,7 @@ impl Tuner {
         for step in open {
             let found = self.try_all(step, plan.capacity(), style, make)?;
             choices.set(&step.key, &found.kernel);
-            known.insert(step.key.clone(), found);
+            known.insert(kept(step), found);
         }
         if let Some(folder) = &self.tuning.folder {
             file::write(folder, &identity, &known);
