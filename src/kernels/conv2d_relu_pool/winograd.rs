@@ -7,11 +7,16 @@
 //! What a sum consists of, and in which order, depends neither on the block its window is in nor on the width of vectors. A result
 //! depends on the elements of its own patch alone, NaNs included, and those of equal patches in an even region are equal.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::pool::{VECTORS, pool};
 use super::{Layout, SCRATCH, aligned};
-use crate::kernels::{arch, tasks::{share, share_both}};
+use crate::kernels::{
+    arch,
+    tasks::{share, share_both},
+};
 use crate::ops::conv2d::Block;
 
 /// Pixels along an edge of what a window sees, and components of its transform.
@@ -38,7 +43,7 @@ pub(super) fn suits(block: &Block) -> bool {
 pub(super) fn forward(block: &Block, x: &[f32], [w, b]: [&[f32]; 2], y: &mut [f32], places: &mut [u8], memory: &mut Vec<f32>) {
     let layout = Layout::new(block);
     let (channels, outputs) = (block.conv.channels, block.conv.outputs());
-    let (w, x) = arch().dispatch(Prepare { block, layout: &layout, w, x, memory });
+    let (w, x) = arch().dispatch(Prepare { block, layout: &layout, w, x, once: y.len() / outputs <= BLOCK, memory });
     let windows = (TASK / (COMPONENTS * channels * outputs)).next_multiple_of(BLOCK).max(BLOCK);
     share_both(y, places, [windows * outputs; 2], |i, y, places| {
         SCRATCH.with_borrow_mut(|scratch| {
@@ -48,34 +53,54 @@ pub(super) fn forward(block: &Block, x: &[f32], [w, b]: [&[f32]; 2], y: &mut [f3
     });
 }
 
-/// Transforms the weight `[3, 3, C, O]` to `[panels, 16, C, filters of a panel]`, with zeros where a last panel is not full, and
-/// stages the images behind it.
+/// The weight: as it is, or transformed.
+#[derive(Clone, Copy)]
+enum Weight<'a> {
+    /// `[3, 3, C, O]`. Used for one block alone, it is transformed where it is used, in pieces that never leave the cache.
+    Plain(&'a [f32]),
+    /// `[panels, 16, C, filters of a panel]`, with zeros where a last panel is not full.
+    Transformed(&'a [f32]),
+}
+
+/// Elements from one component of a transformed weight to the next: their lines would all have one place in a cache, were there not
+/// a line more.
+#[inline(always)]
+fn apart<S: Simd>(channels: usize) -> usize {
+    (channels * VECTORS + 1) * S::F32_LANES
+}
+
+/// Transforms the weight, unless it is used `once`, and stages the images.
 struct Prepare<'a> {
     block: &'a Block,
     layout: &'a Layout,
     w: &'a [f32],
     x: &'a [f32],
+    once: bool,
     memory: &'a mut Vec<f32>,
 }
 
 impl<'a> WithSimd for Prepare<'a> {
-    type Output = (&'a [f32], &'a [f32]);
+    type Output = (Weight<'a>, &'a [f32]);
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Self::Output {
-        let Self { block, layout, w, x, memory } = self;
+        let Self { block, layout, w, x, once, memory } = self;
         let (channels, outputs) = (block.conv.channels, block.conv.outputs());
         let lanes = VECTORS * S::F32_LANES;
-        let panel = COMPONENTS * channels * lanes;
-        let transformed = outputs.div_ceil(lanes) * panel;
+        let panel = COMPONENTS * apart::<S>(channels);
+        let transformed = if once { 0 } else { outputs.div_ceil(lanes) * panel };
         let (taps, copies) = aligned(memory, transformed + layout.staged(block, x)).split_at_mut(transformed);
-        share(taps, panel, |i, taps| arch().dispatch(Weights { w, outputs, first: i * lanes, channels, taps }));
-        (taps, layout.stage(block, x, copies))
+        let x = layout.stage(block, x, copies);
+        if once {
+            return (Weight::Plain(w), x);
+        }
+        share(taps, panel, |i, taps| arch().dispatch(Panel { w, outputs, first: i * lanes, channels, taps }));
+        (Weight::Transformed(taps), x)
     }
 }
 
-/// The transform `G g Gᵀ` of the weights of a panel's filters, from number `first` on.
-struct Weights<'a> {
+/// Transforms the weights of a panel.
+struct Panel<'a> {
     w: &'a [f32],
     outputs: usize,
     first: usize,
@@ -83,45 +108,55 @@ struct Weights<'a> {
     taps: &'a mut [f32],
 }
 
-impl WithSimd for Weights<'_> {
+impl WithSimd for Panel<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { w, outputs, first, channels, taps } = self;
-        let half = simd.splat_f32s(0.5);
-        let (taps, _) = S::as_mut_simd_f32s(taps);
-        for c in 0..channels {
-            for v in 0..VECTORS {
-                let from = first + v * S::F32_LANES;
-                let filters = from.min(outputs)..(from + S::F32_LANES).min(outputs);
-                let filters = filters.start.min(filters.end)..filters.end;
-                macro_rules! tap {
-                    ($tap:literal) => {
-                        simd.partial_load_f32s(&w[($tap * channels + c) * outputs..][filters.clone()])
-                    };
-                }
-                // G = [1 0 0; ½ ½ ½; ½ -½ ½; 0 0 1].
-                macro_rules! transform {
-                    ($g0:expr, $g1:expr, $g2:expr) => {{
-                        let (g0, g1, g2) = ($g0, $g1, $g2);
-                        let sum = simd.add_f32s(g0, g2);
-                        let (plus, minus) = (simd.add_f32s(sum, g1), simd.sub_f32s(sum, g1));
-                        [g0, simd.mul_f32s(half, plus), simd.mul_f32s(half, minus), g2]
-                    }};
-                }
-                let columns = [
-                    transform!(tap!(0), tap!(3), tap!(6)),
-                    transform!(tap!(1), tap!(4), tap!(7)),
-                    transform!(tap!(2), tap!(5), tap!(8)),
-                ];
-                for i in 0..EDGE {
-                    let row = transform!(columns[0][i], columns[1][i], columns[2][i]);
-                    for (j, &value) in row.iter().enumerate() {
-                        taps[((i * EDGE + j) * channels + c) * VECTORS + v] = value;
-                    }
-                }
+        transform_weight(simd, w, [channels, outputs], first, 0..channels, taps);
+    }
+}
+
+/// The transform `G g Gᵀ` of the weights of some channels and of a panel's filters, from number `first` on.
+#[inline(always)]
+fn transform_weight<S: Simd>(simd: S, w: &[f32], [channels, outputs]: [usize; 2], first: usize, some: Range<usize>, taps: &mut [f32]) {
+    let half = simd.splat_f32s(0.5);
+    let apart = apart::<S>(some.len()) / S::F32_LANES;
+    let (taps, _) = S::as_mut_simd_f32s(taps);
+    for c in some.clone() {
+        for v in 0..VECTORS {
+            let from = (first + v * S::F32_LANES).min(outputs);
+            let filters = S::F32_LANES.min(outputs - from);
+            macro_rules! tap {
+                ($tap:literal) => {{
+                    let w = &w[($tap * channels + c) * outputs + from..][..filters];
+                    S::as_simd_f32s(w).0.first().copied().unwrap_or_else(|| simd.partial_load_f32s(w))
+                }};
             }
+            // G = [1 0 0; ½ ½ ½; ½ -½ ½; 0 0 1].
+            macro_rules! transform {
+                ($g0:expr, $g1:expr, $g2:expr) => {{
+                    let (g0, g1, g2) = ($g0, $g1, $g2);
+                    let sum = simd.add_f32s(g0, g2);
+                    let (plus, minus) = (simd.add_f32s(sum, g1), simd.sub_f32s(sum, g1));
+                    [g0, simd.mul_f32s(half, plus), simd.mul_f32s(half, minus), g2]
+                }};
+            }
+            let left = transform!(tap!(0), tap!(3), tap!(6));
+            let middle = transform!(tap!(1), tap!(4), tap!(7));
+            let right = transform!(tap!(2), tap!(5), tap!(8));
+            let taps = &mut taps[(c - some.start) * VECTORS + v..][..(COMPONENTS - 1) * apart + 1];
+            macro_rules! store {
+                ($($i:literal)*) => { $(
+                    let [w0, w1, w2, w3] = transform!(left[$i], middle[$i], right[$i]);
+                    taps[$i * EDGE * apart] = w0;
+                    taps[($i * EDGE + 1) * apart] = w1;
+                    taps[($i * EDGE + 2) * apart] = w2;
+                    taps[($i * EDGE + 3) * apart] = w3;
+                )* };
+            }
+            store!(0 1 2 3);
         }
     }
 }
@@ -132,8 +167,7 @@ struct Run<'a> {
     first: usize,
     channels: usize,
     x: &'a [f32],
-    /// Transformed.
-    w: &'a [f32],
+    w: Weight<'a>,
     b: &'a [f32],
     y: &'a mut [f32],
     places: &'a mut [u8],
@@ -143,7 +177,7 @@ struct Run<'a> {
 impl WithSimd for Run<'_> {
     type Output = ();
 
-    /// A tile has as many sums as leave registers for the windows' elements and the weight.
+    /// A tile has as many sums as leave registers for an element and the weight.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         if S::REGISTER_COUNT >= 32 { self.blocks::<S, 8>(simd) } else { self.blocks::<S, 4>(simd) }
@@ -157,7 +191,10 @@ impl Run<'_> {
         let outputs = b.len();
         let lanes = VECTORS * S::F32_LANES;
         let of_d = BLOCK * channels.next_multiple_of(S::F32_LANES);
-        let (d, m) = aligned(memory, COMPONENTS * (of_d + BLOCK * lanes)).split_at_mut(COMPONENTS * of_d);
+        let piece = if let Weight::Plain(_) = w { S::F32_LANES.min(channels) } else { channels };
+        let memory = aligned(memory, COMPONENTS * (of_d + BLOCK * lanes + apart::<S>(piece)));
+        let (d, memory) = memory.split_at_mut(COMPONENTS * of_d);
+        let (m, transformed) = memory.split_at_mut(COMPONENTS * BLOCK * lanes);
         let count = y.len() / outputs;
         let mut windows = layout.windows_from(first);
         for start in (0..count).step_by(BLOCK) {
@@ -165,25 +202,29 @@ impl Run<'_> {
             for i in 0..here {
                 transform(simd, layout, &x[windows.next()..], channels, [i, of_d], d);
             }
-            for (panel, taps) in w.chunks_exact(COMPONENTS * channels * lanes).enumerate() {
-                let o = panel * lanes;
+            for o in (0..outputs).step_by(lanes) {
                 let filters = lanes.min(outputs - o);
-                for component in 0..COMPONENTS {
-                    let d = &d[component * of_d..][..of_d];
-                    let taps = &taps[component * channels * lanes..][..channels * lanes];
-                    let m = &mut m[component * BLOCK * lanes..][..BLOCK * lanes];
-                    let mut start = [simd.splat_f32s(0.0); VECTORS];
-                    if component == BIASED {
-                        for v in 0..VECTORS {
-                            let from = (v * S::F32_LANES).min(filters);
-                            start[v] = simd.partial_load_f32s(&b[o + from..o + filters.min(from + S::F32_LANES)]);
+                for c in (0..channels).step_by(piece) {
+                    let some = c..channels.min(c + piece);
+                    let taps = match w {
+                        Weight::Plain(w) => {
+                            transform_weight(simd, w, [channels, outputs], o, some.clone(), transformed);
+                            &*transformed
                         }
-                    }
-                    for i in (0..here).step_by(TILE) {
-                        if here - i > TILE / 2 {
-                            multiply::<S, TILE>(simd, d, i, taps, start, m);
-                        } else {
-                            multiply::<S, 4>(simd, d, i, taps, start, m);
+                        Weight::Transformed(w) => &w[o / lanes * COMPONENTS * apart::<S>(channels)..],
+                    };
+                    for component in 0..COMPONENTS {
+                        let d = &d[component * of_d + c * BLOCK..(component + 1) * of_d];
+                        let taps = &taps[component * apart::<S>(some.len())..][..some.len() * lanes];
+                        let m = &mut m[component * BLOCK * lanes..][..BLOCK * lanes];
+                        let bias = if component == BIASED { &b[o..o + filters] } else { &[] };
+                        let start = if c == 0 { Some(vectors(simd, bias)) } else { None };
+                        for i in (0..here).step_by(TILE) {
+                            if here - i > TILE / 2 {
+                                multiply::<S, TILE>(simd, d, i, taps, start, m);
+                            } else {
+                                multiply::<S, 4>(simd, d, i, taps, start, m);
+                            }
                         }
                     }
                 }
@@ -197,12 +238,22 @@ impl Run<'_> {
     }
 }
 
+/// The bias of a panel's filters, and zero where there is none.
+#[inline(always)]
+fn vectors<S: Simd>(simd: S, bias: &[f32]) -> [S::f32s; VECTORS] {
+    let (first, second) = bias.split_at(bias.len().min(S::F32_LANES));
+    [simd.partial_load_f32s(first), simd.partial_load_f32s(second)]
+}
+
 /// The transform `Bᵀ d B` of what a window at the beginning of x sees, its components `of_d` elements apart. A component is
 /// `[vectors of channels, BLOCK, lanes]`, so that the windows of a tile are where the compiler can reckon.
 #[inline(always)]
 fn transform<S: Simd>(simd: S, layout: &Layout, x: &[f32], channels: usize, [window, of_d]: [usize; 2], d: &mut [f32]) {
     assert!(layout.reach() <= x.len(), "a window lies outside its image");
-    assert!(window < BLOCK && BLOCK * channels.next_multiple_of(S::F32_LANES) <= of_d && COMPONENTS * of_d <= d.len(), "a block is too short");
+    assert!(
+        window < BLOCK && BLOCK * channels.next_multiple_of(S::F32_LANES) <= of_d && COMPONENTS * of_d <= d.len(),
+        "a block is too short"
+    );
     // Bᵀ = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1].
     macro_rules! transform {
         ($d0:expr, $d1:expr, $d2:expr, $d3:expr) => {{
@@ -248,13 +299,37 @@ fn transform<S: Simd>(simd: S, layout: &Layout, x: &[f32], channels: usize, [win
     }
 }
 
-/// One component of a tile: the products of its windows, from number `first` of the block on, and a panel's filters.
+/// One component of a tile: the products of its windows, from number `first` of the block on, and a panel's filters, over the
+/// channels that taps has; added to `start`, or to what m has.
 #[inline(always)]
-fn multiply<S: Simd, const TILE: usize>(simd: S, d: &[f32], first: usize, taps: &[f32], start: [S::f32s; VECTORS], m: &mut [f32]) {
+fn multiply<S: Simd, const TILE: usize>(simd: S, d: &[f32], first: usize, taps: &[f32], start: Option<[S::f32s; VECTORS]>, m: &mut [f32]) {
     let lanes = S::F32_LANES;
     let channels = taps.len() / (VECTORS * lanes);
     assert!(first + TILE <= BLOCK && channels.div_ceil(lanes) * BLOCK * lanes <= d.len(), "a block is too short");
-    let mut sums = [start; TILE];
+    let m = &mut S::as_mut_simd_f32s(m).0[first * VECTORS..][..TILE * VECTORS];
+    let mut sums = [start.unwrap_or([simd.splat_f32s(0.0); VECTORS]); TILE];
+    // Indices are literals: sums that a loop indexes are kept in memory.
+    macro_rules! each {
+        ($do:ident) => { each!($do: 0 1 2 3 4 5 6 7) };
+        ($do:ident: $($i:literal)*) => { $(
+            if $i < TILE {
+                $do!($i);
+            }
+        )* };
+    }
+    macro_rules! load {
+        ($i:literal) => {
+            sums[$i] = [m[$i * VECTORS], m[$i * VECTORS + 1]]
+        };
+    }
+    macro_rules! store {
+        ($i:literal) => {
+            [m[$i * VECTORS], m[$i * VECTORS + 1]] = sums[$i]
+        };
+    }
+    if start.is_none() {
+        each!(load);
+    }
     let mut w_at = taps.as_ptr();
     for from in (0..channels).step_by(lanes) {
         let mut d_at = d[from * BLOCK + first * lanes..].as_ptr();
@@ -263,42 +338,26 @@ fn multiply<S: Simd, const TILE: usize>(simd: S, d: &[f32], first: usize, taps: 
             #[allow(unsafe_code, reason = "bounds checks in the innermost loop would cost half its speed")]
             unsafe {
                 let w = w_at.cast::<[S::f32s; VECTORS]>().read_unaligned();
-                // Indices are literals: sums that a loop indexes are kept in memory.
                 macro_rules! multiply {
-                    ($($i:literal)*) => { $(
-                        if $i < TILE {
-                            let value = simd.splat_f32s(*d_at.add($i * lanes));
-                            sums[$i][0] = simd.mul_add_f32s(value, w[0], sums[$i][0]);
-                            sums[$i][1] = simd.mul_add_f32s(value, w[1], sums[$i][1]);
-                        }
-                    )* };
+                    ($i:literal) => {
+                        let value = simd.splat_f32s(*d_at.add($i * lanes));
+                        sums[$i][0] = simd.mul_add_f32s(value, w[0], sums[$i][0]);
+                        sums[$i][1] = simd.mul_add_f32s(value, w[1], sums[$i][1]);
+                    };
                 }
-                multiply!(0 1 2 3 4 5 6 7 8 9 10 11);
+                each!(multiply);
             }
             w_at = w_at.wrapping_add(VECTORS * lanes);
             d_at = d_at.wrapping_add(1);
         }
     }
-    let (m, _) = S::as_mut_simd_f32s(m);
-    let m = &mut m[first * VECTORS..][..TILE * VECTORS];
-    macro_rules! store {
-        ($($i:literal)*) => { $(
-            if $i < TILE {
-                m[$i * VECTORS] = sums[$i][0];
-                m[$i * VECTORS + 1] = sums[$i][1];
-            }
-        )* };
-    }
-    store!(0 1 2 3 4 5 6 7 8 9 10 11);
+    each!(store);
 }
 
 /// The inverse `Aᵀ m A` for the window at the beginning of m: the results at its places.
 #[inline(always)]
 fn inverse<S: Simd>(simd: S, m: &[f32]) -> [[S::f32s; VECTORS]; EDGE] {
-    let lanes = VECTORS * S::F32_LANES;
-    let (m, _) = S::as_simd_f32s(m);
-    let m = &m[..((COMPONENTS - 1) * BLOCK + 1) * VECTORS];
-    debug_assert_eq!(lanes / S::F32_LANES, VECTORS);
+    let m = &S::as_simd_f32s(m).0[..((COMPONENTS - 1) * BLOCK + 1) * VECTORS];
     // Aᵀ = [1 1 1 0; 0 1 -1 -1].
     macro_rules! inverse {
         ($m0:expr, $m1:expr, $m2:expr, $m3:expr) => {{
