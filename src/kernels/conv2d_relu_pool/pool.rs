@@ -7,6 +7,9 @@ use crate::ops::conv2d::PLACES;
 /// Vectors of filters in a tile; their lanes are the filters of a panel.
 pub(super) const VECTORS: usize = 2;
 
+/// Lanes of a panel at most.
+const MOST: usize = VECTORS * 16;
+
 /// ReLU and pooling of one window, whose results have their bias already; of a panel's filters as many as `y` has room for.
 #[inline(always)]
 pub(super) fn pool<S: Simd>(simd: S, results: [[S::f32s; VECTORS]; PLACES], y: &mut [f32], places: &mut [u8]) {
@@ -31,18 +34,16 @@ pub(super) fn pool<S: Simd>(simd: S, results: [[S::f32s; VECTORS]; PLACES], y: &
         }};
     }
     let ((best0, place0), (best1, place1)) = (best!(0), best!(1));
-    let (best, place) = ([best0, best1], [place0, place1]);
+    let best = [best0, best1];
+    // Taken from memory they are narrowed as vectors, from registers one by one: hence the black box.
+    let place = std::hint::black_box([place0, place1]);
     let (best, place): (&[f32], &[u32]) = (bytemuck::cast_slice(&best), bytemuck::cast_slice(&place));
-    if y.len() == VECTORS * S::F32_LANES {
-        // Lengths that are known make these a store of each vector.
-        y[..VECTORS * S::F32_LANES].copy_from_slice(&best[..VECTORS * S::F32_LANES]);
-        for (out, &place) in places[..VECTORS * S::F32_LANES].iter_mut().zip(&place[..VECTORS * S::F32_LANES]) {
-            *out = place as u8;
-        }
-        return;
+    let mut narrow = [0; MOST];
+    for i in 0..VECTORS * S::F32_LANES {
+        narrow[i] = place[i] as u8;
     }
-    y.copy_from_slice(&best[..y.len()]);
-    for (out, &place) in places.iter_mut().zip(place) {
-        *out = place as u8;
-    }
+    // A length that is known makes these a store of each vector.
+    let len = if y.len() == VECTORS * S::F32_LANES { VECTORS * S::F32_LANES } else { y.len() };
+    y.copy_from_slice(&best[..len]);
+    places.copy_from_slice(&narrow[..len]);
 }
