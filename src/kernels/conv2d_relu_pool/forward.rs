@@ -1,4 +1,4 @@
-//! The block forward: a tile of windows × filters is summed in registers, and goes through bias, ReLU and pooling there.
+//! The block forward, directly: a tile of windows × filters is summed in registers, and goes through ReLU and pooling there.
 
 use pulp::{Simd, WithSimd};
 

@@ -1,4 +1,5 @@
-//! Convolution with bias, ReLU and 2×2 max-pooling on the CPU, and its gradients: direct, without a matrix of patches.
+//! Convolution with bias, ReLU and 2×2 max-pooling on the CPU, and its gradients, without a matrix of patches. Forward there are two
+//! kernels: a direct one for any block, and [`winograd`], with fewer products, for those that it suits.
 //!
 //! A window of pooling sees four patches of x, its *places*. A patch is a few runs of elements that lie together in memory, so
 //! kernels read them where they are. Padding is the one thing that is not there: then x is copied once, with zeros around it.
@@ -6,8 +7,9 @@
 //! The gradients use what pooling means: of a window's four places one alone had the maximum, so for each filter three quarters
 //! of the convolution's gradient are zero, and where ReLU stopped all of it. Only what is left is multiplied.
 //!
-//! Blocks of work depend on shapes alone, and an element is the sum of its terms in one order: that of memory forward, whatever
-//! the processor; in the gradients it depends on the width of its vectors.
+//! Blocks of work depend on shapes alone, and which kernel runs on those of one image: so an image's bits do not depend on its batch. An
+//! element is the sum of its terms in one order: that of memory forward, whatever the processor; in the gradients it depends on the
+//! width of its vectors.
 
 #![allow(clippy::needless_range_loop, reason = "in loops over an index nothing is called that might not be compiled for the vectors")]
 
