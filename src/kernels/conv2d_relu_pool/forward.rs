@@ -1,22 +1,23 @@
-//! The block forward: a tile of windows × filters is summed in registers, and goes through bias, ReLU and pooling there.
+//! The block forward, directly: a tile of windows × filters is summed in registers, and goes through ReLU and pooling there.
 
 use pulp::{Simd, WithSimd};
 
-use super::{Layout, SCRATCH, grown};
+use super::pool::{VECTORS, pool};
+use super::{Layout, SCRATCH, grown, winograd};
 use crate::kernels::{arch, tasks::share_both};
 use crate::ops::conv2d::{Block, PLACES};
 
 /// Multiply-adds of a task, about: some 30 µs.
 const TASK: usize = 4 << 20;
 
-/// Vectors of filters in a tile; their lanes are the filters of a panel.
-const VECTORS: usize = 2;
-
 /// `y = pool(relu(conv(x, w) + b))`, and the place of each maximum.
 pub(crate) fn forward(block: &Block, x: &[f32], [w, b]: [&[f32]; 2], y: &mut [f32], places: &mut [u8], memory: &mut Vec<f32>) {
+    if winograd::suits(block) {
+        return winograd::forward(block, x, [w, b], y, places, memory);
+    }
     let layout = Layout::new(block);
     let outputs = block.conv.outputs();
-    let x = layout.stage(block, x, memory);
+    let x = layout.stage(block, x, grown(memory, layout.staged(block, x)));
     let windows = TASK.div_ceil(PLACES * block.conv.depth() * outputs).max(4);
     share_both(y, places, [windows * outputs; 2], |i, y, places| {
         arch().dispatch(Run { layout: &layout, first: i * windows, x, w, b, y, places });
@@ -86,14 +87,14 @@ impl Run<'_> {
             for at in &mut at[1..here] {
                 *at = places_of.next();
             }
-            let sums = sums::<S, WINDOWS>(simd, self.layout, self.x, at, panel);
+            let sums = sums::<S, WINDOWS>(simd, self.layout, self.x, at, panel, bias);
             // Indices are literals: sums that a loop indexes are kept in memory.
             macro_rules! finish {
                 ($($i:literal)*) => { $(
                     if $i < WINDOWS && $i < here {
                         let from = (first + $i) * outputs + o;
                         let to = from + filters;
-                        pool(simd, sums[$i], bias, &mut self.y[from..to], &mut self.places[from..to]);
+                        pool(simd, sums[$i], &mut self.y[from..to], &mut self.places[from..to]);
                     }
                 )* };
             }
@@ -110,7 +111,7 @@ struct Panel<'a> {
     bias: &'a [f32],
 }
 
-/// The convolution at the places of some windows, for a panel of filters.
+/// The convolution with its bias at the places of some windows, for a panel of filters.
 #[inline(always)]
 fn sums<S: Simd, const WINDOWS: usize>(
     simd: S,
@@ -118,13 +119,14 @@ fn sums<S: Simd, const WINDOWS: usize>(
     x: &[f32],
     at: [usize; WINDOWS],
     panel: Panel<'_>,
+    bias: [S::f32s; VECTORS],
 ) -> [[[S::f32s; VECTORS]; PLACES]; WINDOWS] {
     for at in at {
         assert!(at + layout.reach() <= x.len(), "a window lies outside its image");
     }
     let last = (layout.runs() * layout.run - 1) * panel.stride;
     assert!(last + VECTORS * S::F32_LANES <= panel.taps.len(), "a panel is too short");
-    let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; PLACES]; WINDOWS];
+    let mut sums = [[bias; PLACES]; WINDOWS];
     let mut taps = panel.taps.as_ptr();
     for run in 0..layout.runs() {
         let run_at = layout.run_at(run);
@@ -154,38 +156,4 @@ fn sums<S: Simd, const WINDOWS: usize>(
         }
     }
     sums
-}
-
-/// Bias, ReLU and pooling of one window.
-#[inline(always)]
-fn pool<S: Simd>(simd: S, sums: [[S::f32s; VECTORS]; PLACES], bias: [S::f32s; VECTORS], y: &mut [f32], places: &mut [u8]) {
-    let zero = simd.splat_f32s(0.0);
-    macro_rules! relu {
-        ($p:literal, $v:literal) => {{
-            let z = simd.add_f32s(sums[$p][$v], bias[$v]);
-            simd.select_f32s(simd.less_than_f32s(z, zero), zero, z)
-        }};
-    }
-    macro_rules! best {
-        ($v:literal) => {{
-            // Bias and ReLU first: what ties after them is a tie. A NaN stays one, and is larger than any number.
-            let (mut best, mut place) = (relu!(0, $v), simd.splat_u32s(0));
-            best!($v, best, place, 1);
-            best!($v, best, place, 2);
-            best!($v, best, place, 3);
-            (best, place)
-        }};
-        ($v:literal, $best:ident, $place:ident, $p:literal) => {
-            let z = relu!($p, $v);
-            let stays = simd.or_m32s(simd.less_than_or_equal_f32s(z, $best), simd.not_m32s(simd.equal_f32s($best, $best)));
-            $best = simd.select_f32s(stays, $best, z);
-            $place = simd.select_u32s(stays, $place, simd.splat_u32s($p));
-        };
-    }
-    let ((best0, place0), (best1, place1)) = (best!(0), best!(1));
-    let (best, place) = ([best0, best1], [place0, place1]);
-    y.copy_from_slice(&bytemuck::cast_slice(&best)[..y.len()]);
-    for (out, &place) in places.iter_mut().zip(bytemuck::cast_slice::<_, u32>(&place)) {
-        *out = place as u8;
-    }
 }

@@ -1,4 +1,5 @@
-//! Convolution with bias, ReLU and 2×2 max-pooling on the CPU, and its gradients: direct, without a matrix of patches.
+//! Convolution with bias, ReLU and 2×2 max-pooling on the CPU, and its gradients, without a matrix of patches. Forward there are two
+//! kernels: a direct one for any block, and [`winograd`], with fewer products, for those that it suits.
 //!
 //! A window of pooling sees four patches of x, its *places*. A patch is a few runs of elements that lie together in memory, so
 //! kernels read them where they are. Padding is the one thing that is not there: then x is copied once, with zeros around it.
@@ -6,15 +7,18 @@
 //! The gradients use what pooling means: of a window's four places one alone had the maximum, so for each filter three quarters
 //! of the convolution's gradient are zero, and where ReLU stopped all of it. Only what is left is multiplied.
 //!
-//! Blocks of work depend on shapes alone, and an element is the sum of its terms in one order: that of memory forward, whatever
-//! the processor; in the gradients it depends on the width of its vectors.
+//! Blocks of work depend on shapes alone, and which kernel runs on those of one image: so an image's bits do not depend on its batch. An
+//! element is the sum of its terms in one order: that of memory forward, whatever the processor; in the gradients it depends on the
+//! width of its vectors.
 
 #![allow(clippy::needless_range_loop, reason = "in loops over an index nothing is called that might not be compiled for the vectors")]
 
 mod forward;
 mod input_grad;
+mod pool;
 mod terms;
 mod weight_grad;
+mod winograd;
 
 use std::cell::RefCell;
 
@@ -112,15 +116,17 @@ impl Layout {
         Windows { layout: self, next: [first / (height * width), first / width % height, first % width] }
     }
 
-    /// The images as the kernels see them: x, or a copy of it in `memory`.
-    fn stage<'a>(&self, block: &Block, x: &'a [f32], memory: &'a mut Vec<f32>) -> &'a [f32] {
+    /// Elements of the copy that [`Layout::stage`] makes of x.
+    fn staged(&self, block: &Block, x: &[f32]) -> usize {
+        if self.padded { x.len() / (block.conv.input[0] * block.conv.input[1] * self.pixel) * self.image() } else { 0 }
+    }
+
+    /// The images as the kernels see them: x, or a copy of it.
+    fn stage<'a>(&self, block: &Block, x: &'a [f32], copies: &'a mut [f32]) -> &'a [f32] {
         if !self.padded {
             return x;
         }
-        let g = &block.conv;
-        let image = g.input[0] * g.input[1] * self.pixel;
-        let len = x.len() / image * self.image();
-        let copies = grown(memory, len);
+        let image = block.conv.input[0] * block.conv.input[1] * self.pixel;
         share(copies, self.image(), |n, copy| {
             let x = &x[n * image..(n + 1) * image];
             copy.fill(0.0);
@@ -178,6 +184,14 @@ fn grown<T: Clone + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
         memory.resize(len, T::default());
     }
     &mut memory[..len]
+}
+
+/// [`grown`], from a whole cache line on, so that no vector of it lies in two.
+fn aligned(memory: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const LINE: usize = 64;
+    let memory = grown(memory, len + LINE / size_of::<f32>());
+    let skipped = memory.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+    &mut memory[skipped..skipped + len]
 }
 
 /// Memory that each thread keeps from step to step.

@@ -14,7 +14,7 @@ const PIXELS: usize = 4096;
 pub(crate) fn weight_grad(block: &Block, slices: usize, x: &[f32], dy: Dy<'_>, (dw, db): (&mut [f32], &mut [f32]), memory: &mut Vec<f32>) {
     let layout = Layout::new(block);
     let outputs = block.conv.outputs();
-    let x = layout.stage(block, x, memory);
+    let x = layout.stage(block, x, grown(memory, layout.staged(block, x)));
     let windows = dy.dy.len() / outputs;
     let slice = windows.div_ceil(slices);
     share_both(dw, db, [block.conv.depth() * outputs, outputs], |i, dw, db| {

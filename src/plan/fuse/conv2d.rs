@@ -135,6 +135,8 @@ fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, (most, at_once): (usi
             let dx = uses.reader(through, |op| matches!(op, Op::Conv2dInputGrad(grad) if grad.conv == conv));
             let Some(Op::Conv2dWeightGrad(Conv2dWeightGrad { slices, .. })) = uses.op(dw) else { return None };
             let (dy, slices) = (uses.inputs(unpooled)[1], most.min(*slices));
+            // In mixed precision each has kernels of cooperative matrices, which one operator for both has not.
+            let at_once = at_once && !matches!(uses.op(uses.inputs(conv_id)[0]), Some(Op::Cast(_)));
             Some(Backward { dy, through: [unpooled, through], dx, db, dw, slices, at_once })
         }
     };

@@ -118,7 +118,7 @@ impl Rules for Conv2dReluPoolGrad {
             let [[rows, columns], [rows_x, columns_x]] = tiles.map(|tiles| tiles.tile);
             let Tiles { step, block: [block_rows, block_columns], .. } = tiles[0];
             let name = format!("{}/{rows}x{columns}+{rows_x}x{columns_x}x{step}/{block_rows}x{block_columns}", launch.kernel.name);
-            Variant { name, style: Style::Portable, launch }
+            Variant { name, style: Style::Portable, matrices: None, launch }
         };
         pairs.map(variant).collect()
     }

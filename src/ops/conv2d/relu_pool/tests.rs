@@ -1,5 +1,6 @@
 //! The CPU's kernels with every width of vectors that this processor has.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pulp::Arch;
@@ -30,13 +31,14 @@ fn example(conv: Conv2d, [h, w, channels]: [usize; 3], kernel: [usize; 2], filte
     let dy = graph.input("dy", graph.ty(y));
     let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input: [h, w], output: DType::F32 }, &[dy, y, place, weight]).unwrap();
     let dw = graph.apply(Conv2dReluPoolWeightGrad { conv, kernel, slices }, &[x, dy, y, place]).unwrap();
-    let roots = vec![y, dx, dw, graph.extra_outputs(dw)[0]];
+    let roots = vec![y, dx, dw, graph.extra_outputs(dw)[0], place];
     let plan = Arc::new(Plan::new(&graph, &roots, batch).unwrap());
     Example { plan, leaves: [x, weight, b, dy], roots, batch }
 }
 
 /// Windows of one row and of several, panels of filters that are full and not, runs of every length that has a case of its own,
 /// patches that reach to the images' last element, padding, steps and holes, and pixels beside the padding that no window sees.
+/// Of those that are transformed: blocks of windows that are full and not, one alone, channels that end within a vector.
 fn examples() -> Vec<Example> {
     let plain = Conv2d::default();
     let same = Conv2d { padding: Padding::Same, ..plain };
@@ -53,6 +55,9 @@ fn examples() -> Vec<Example> {
         example(past, [13, 14, 4], [1, 2], 4, 2, 2),
         example(plain, [2, 3, 1], [1, 1], 8, 9, 6),
         example(plain, [5, 5, 50], [2, 2], 44, 2, 2),
+        example(same, [9, 7, 19], [3, 3], 20, 2, 3),
+        example(plain, [5, 4, 33], [3, 3], 68, 1, 1),
+        example(plain, [7, 11, 16], [3, 3], 16, 3, 9),
     ]
 }
 
@@ -67,21 +72,38 @@ fn run(example: &Example, values: &[Vec<f64>], arch: Arch) -> Vec<Vec<f32>> {
     exec.poison(id).unwrap();
     exec.run(id, &[example.batch]).unwrap();
     FORCED.set(None);
-    example.roots.iter().map(|&root| read_f32(&mut exec, id, root, example.batch).unwrap()).collect()
+    let mut read = |&root| match example.plan.readable(root).unwrap().ty.dtype {
+        DType::U8 => exec.read(id, root, example.batch).unwrap().into_iter().map(f32::from).collect(),
+        _ => read_f32(&mut exec, id, root, example.batch).unwrap(),
+    };
+    example.roots.iter().map(&mut read).collect()
+}
+
+fn archs() -> Vec<Arch> {
+    let mut archs = vec![Arch::Scalar, Arch::new()];
+    #[cfg(target_arch = "x86_64")]
+    archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    archs
+}
+
+/// So many numbers around zero for each leaf.
+fn drawn(example: &Example) -> Vec<Vec<f64>> {
+    let len = |leaf| example.plan.readable(leaf).unwrap().ty.shape.len(example.batch);
+    let draw = |(seed, &leaf)| (0..len(leaf)).map(|k| f64::from((noise(seed, k) - 0.5) as f32)).collect();
+    example.leaves.iter().enumerate().map(draw).collect()
+}
+
+fn referenced(example: &Example, values: &[Vec<f64>]) -> BTreeMap<TensorId, Vec<f64>> {
+    let mut leaves = example.leaves.iter().copied().zip(values.iter().cloned()).collect();
+    reference::run(&example.plan, &mut leaves, example.batch).unwrap()
 }
 
 #[test]
 fn any_width_of_vectors_gives_the_references_numbers_and_forward_the_same_bits() {
-    let mut archs = vec![Arch::Scalar, Arch::new()];
-    #[cfg(target_arch = "x86_64")]
-    archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    let archs = archs();
     for example in examples() {
-        let lens: Vec<usize> =
-            example.leaves.iter().map(|&leaf| example.plan.readable(leaf).unwrap().ty.shape.len(example.batch)).collect();
-        let drawn = |(seed, &len): (usize, &usize)| (0..len).map(|k| f64::from((noise(seed, k) - 0.5) as f32)).collect();
-        let values: Vec<Vec<f64>> = lens.iter().enumerate().map(drawn).collect();
-        let mut leaves = example.leaves.iter().copied().zip(values.iter().cloned()).collect();
-        let wanted = reference::run(&example.plan, &mut leaves, example.batch).unwrap();
+        let values = drawn(&example);
+        let wanted = referenced(&example, &values);
         let results: Vec<_> = archs.iter().map(|&arch| run(&example, &values, arch)).collect();
         for (arch, results) in archs.iter().zip(&results) {
             for (i, (root, got)) in example.roots.iter().zip(results).enumerate() {
@@ -95,6 +117,44 @@ fn any_width_of_vectors_gives_the_references_numbers_and_forward_the_same_bits()
         let bits = |results: &Vec<Vec<f32>>| [0, 3].map(|i| results[i].iter().map(|v| v.to_bits()).collect::<Vec<_>>());
         for (arch, other) in archs.iter().zip(&results).skip(1) {
             assert!(bits(&results[0]) == bits(other), "{arch:?} differs in its bits");
+        }
+    }
+}
+
+/// An image or its padding may be even, and then patches tie: the first place has the gradient, also where sums are of transforms.
+/// A NaN is in the results that see it and in no other, and is the largest of its window.
+#[test]
+fn ties_and_nans_are_where_the_reference_has_them() {
+    // But for the largest two: the reference takes its time.
+    for example in examples().into_iter().skip(2) {
+        for stripes in [[0, 0], [1, 0], [0, 1]] {
+            let mut values = drawn(&example);
+            let extents = example.plan.readable(example.leaves[0]).unwrap().ty.shape.inner().to_vec();
+            let [width, channels] = [extents[1], extents[2]];
+            for (k, x) in values[0].iter_mut().enumerate() {
+                let [h, w, c] = [k / channels / width % extents[0], k / channels % width, k % channels];
+                *x = f64::from((noise(9, (h * stripes[0] + w * stripes[1]) * channels + c) - 0.5) as f32);
+            }
+            // An element of the first image, then the last filter's bias too.
+            for nan in [None, Some((0, width * channels)), Some((2, values[2].len() - 1))] {
+                if let Some((leaf, at)) = nan {
+                    values[leaf][at] = f64::NAN;
+                }
+                let wanted = referenced(&example, &values);
+                let [y, place] = [example.roots[0], example.roots[4]];
+                for arch in archs() {
+                    let got = run(&example, &values, arch);
+                    for (k, (got_y, y)) in got[0].iter().zip(&wanted[&y]).enumerate() {
+                        assert!(got_y.is_nan() == y.is_nan(), "{arch:?}: {got_y} for {y}, {nan:?}");
+                        assert!(
+                            f64::from(got[4][k]) == wanted[&place][k],
+                            "{arch:?}: place {} for {}, {nan:?}",
+                            got[4][k],
+                            wanted[&place][k]
+                        );
+                    }
+                }
+            }
         }
     }
 }
