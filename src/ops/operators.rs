@@ -41,6 +41,7 @@ operators! {
     adam: Adam, AdamPair;
     arithmetic: Add, Mul;
     bias: BiasAdd;
+    bytes: ScaleBytes;
     cast: Cast;
     fma: FmaChains;
     gather: GatherBatch;
