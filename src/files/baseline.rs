@@ -85,6 +85,7 @@ impl Tally {
     }
 
     /// Adds images of floats.
+    #[cfg(any(test, feature = "serve"))]
     pub(crate) fn add_floats(&mut self, values: &[f32]) {
         self.values += (values.len() / self.sums.len()) as u64;
         self.add_values(values.iter().map(|&value| f64::from(value)));
@@ -110,6 +111,7 @@ impl Tally {
     }
 
     /// Adds another tally of the same model.
+    #[cfg(any(test, feature = "serve"))]
     pub(crate) fn merge(&mut self, other: &Self) {
         self.images += other.images;
         self.values += other.values;

@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex};
 
 use super::client::*;
 
-/// A collector: its address, and the heads and bodies that it got.
-fn collector(status: &'static str) -> (SocketAddr, Arc<Mutex<Vec<(String, Vec<u8>)>>>) {
+/// Heads and bodies.
+type Batches = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
+/// A collector: its address, and what it got.
+fn collector(status: &'static str) -> (SocketAddr, Batches) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let batches: Arc<Mutex<Vec<(String, Vec<u8>)>>> = Arc::default();
+    let batches = Batches::default();
     let kept = batches.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
