@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn floats_and_scales_without_end_are_refused() {
         let error = ScaleBytes { scale: 1.0 }.infer(&[TensorType::f32(Shape::batched(&[5]))]).unwrap_err().to_string();
-        assert!(error.contains("x is [N, 5] f32, expected bytes"), "{error}");
+        assert!(error.contains("x is [N, 5], expected bytes"), "{error}");
         assert!(ScaleBytes { scale: f64::INFINITY }.infer(&[TensorType::u8(Shape::batched(&[5]))]).is_err());
     }
 }
