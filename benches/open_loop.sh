@@ -2,10 +2,10 @@
 # The server under an open loop: requests come at a rate that does not depend on the answers, at parts and multiples of what it can answer.
 #
 #   benches/open_loop.sh MODEL.safetensors [PERCENT…]   needs hey and wrk; default 50 100 200
-#   FLAGS, PROGRAM, SECONDS_EACH, WORKERS, PATIENCE     flags of `shadernet serve`, target/release/shadernet, 5, 256; a command before hey
+#   FLAGS, PROGRAM, SECONDS_EACH, WORKERS, PATIENCE     flags of `shadernet serve`, target/release/shadernet, 5, 32; a command before hey
 #
 # Capacity is what wrk gets answered with 64 connections. The rate is shared among hey's workers, each of which sends on its own clock as
-# long as its last answer came in time. Generator and server share the machine: where both want all of it, the table shows what was
+# long as its last answer came in time; all of them start together, so many workers are bursts. Generator and server share the machine: where both want all of it, the table shows what was
 # really sent.
 set -euo pipefail
 model=$(realpath "$1")
@@ -13,7 +13,7 @@ shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 program=${PROGRAM:-target/release/shadernet}
 seconds=${SECONDS_EACH:-5}
-workers=${WORKERS:-256}
+workers=${WORKERS:-32}
 work=$(mktemp -d)
 server=
 trap '[ -n "$server" ] && kill $server 2>/dev/null; rm -rf "$work"' EXIT

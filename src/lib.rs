@@ -81,7 +81,7 @@
 //!
 //! `cli` (default) is what the `shadernet` program and the example trainer need, and brings `data` (download, archives, PNG and
 //! JPEG) and `plot`. `serve` (default) is the server, as a command of the program and as the module `serve`; it alone brings an asynchronous
-//! runtime. An embedder takes the crate with `default-features = false`.
+//! runtime; `otel` adds its traces. An embedder takes the crate with `default-features = false`.
 
 pub mod autodiff;
 pub mod bench;

@@ -6,6 +6,10 @@
 mod binary;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/clients.rs"]
+mod clients;
+#[path = "serve/drift.rs"]
+mod drift;
 #[path = "serve/faults.rs"]
 mod faults;
 #[path = "serve/fragile.rs"]
@@ -16,3 +20,6 @@ mod fuzz;
 mod life;
 #[path = "serve/protocols.rs"]
 mod protocols;
+#[cfg(feature = "otel")]
+#[path = "serve/traces.rs"]
+mod traces;

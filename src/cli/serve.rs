@@ -71,6 +71,9 @@ pub(super) struct Arguments {
     /// Most connections.
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections, value_parser = at_least_one)]
     max_connections: usize,
+    /// Most requests to models a second of one client, known by its token or else its address; more are answered 429 [default: no bound].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    client_rate: Option<u32>,
     /// Longest time for the head of a request, and for a TLS handshake.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     head_timeout: Duration,
@@ -89,6 +92,10 @@ pub(super) struct Arguments {
     /// Their private key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Send a span of every request to this OpenTelemetry collector [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none].
+    #[cfg(feature = "otel")]
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
     /// After SIGTERM, how long to go on answering while saying not to be ready.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     drain_delay: Duration,
@@ -211,6 +218,7 @@ fn configure(arguments: Arguments) -> Result<Config, Error> {
         body: arguments.max_body,
         memory: arguments.max_memory,
         connections: arguments.max_connections,
+        client_rate: arguments.client_rate,
         timeout: arguments.timeout,
         head_timeout: arguments.head_timeout,
         body_timeout: arguments.body_timeout,
@@ -229,6 +237,8 @@ fn configure(arguments: Arguments) -> Result<Config, Error> {
         limits,
         tokens: arguments.tokens,
         tls: arguments.tls_cert.zip(arguments.tls_key),
+        #[cfg(feature = "otel")]
+        otlp: arguments.otlp.or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT")),
         routes: Routes { health: variable("AIP_HEALTH_ROUTE"), predict: variable("AIP_PREDICT_ROUTE") },
         ..Config::new(models, opener(arguments.device, instances))
     })

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use shadernet::data::{self, Origin, SAMPLE_ACCURACY, Splits};
+use shadernet::exec::cpu::CpuExecutor;
 use shadernet::exec::gpu::Checks;
-use shadernet::files::{CheckpointDir, History};
+use shadernet::files::{CheckpointDir, History, ModelFile};
 use shadernet::models::cifar10_cnn;
 use shadernet::nn::Model;
 use shadernet::plot::plot_history;
+use shadernet::predict::Predictor;
 use shadernet::train::{Event, Metrics, TrainConfig, Trainer};
 use shadernet::{Error, data::Dataset};
 
@@ -46,7 +48,7 @@ pub(super) struct Arguments {
     numbers: Numbers,
     #[command(flatten)]
     device: Device,
-    /// Write the trained model here at the end: weights and layers in one .safetensors file.
+    /// Write the trained model here at the end: weights, layers, and what its validation was like, in one .safetensors file.
     #[arg(long, value_name = "MODEL.safetensors")]
     out: Option<PathBuf>,
     /// Keep checkpoints in this folder after every epoch and on Ctrl-C, and the models of the best and of the last epoch beside
@@ -143,7 +145,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     screen.begin(epochs + 1, trainer.session().images(steps));
     let done = trainer.fit(&mut |event| screen.hear(&event));
     drop(screen);
-    finish(&trainer, &arguments, done)
+    finish(&trainer, &splits.test, &arguments, done)
 }
 
 /// What Ctrl-C does. It runs in a thread of its own.
@@ -319,8 +321,22 @@ impl Screen<'_> {
     }
 }
 
+/// Writes the model, and with it what it was validated with.
+fn save(trainer: &Trainer, test: &Dataset, path: &Path) -> Result<(), Error> {
+    let (model, weights) = (trainer.model().clone(), trainer.weights());
+    // On the CPU, so that the file does not depend on the device any more than its weights do.
+    let baseline = CpuExecutor::new(None)
+        .and_then(|exec| Predictor::new(Box::new(exec), model.clone(), &weights, test.len().clamp(1, 64))?.baseline(test));
+    let baseline = baseline.inspect_err(|error| log::warn!("the model is written without statistics of its validation: {error}")).ok();
+    // Weights that overflow give no statistics; they are still worth a file.
+    ModelFile { model: model.clone(), weights: weights.clone(), baseline }.save(path).or_else(|error| match error {
+        Error::Invalid { .. } => ModelFile { model, weights, baseline: None }.save(path),
+        other => Err(other),
+    })
+}
+
 /// Writes the results; each, whatever became of the others.
-fn finish(trainer: &Trainer, arguments: &Arguments, done: Result<(), Error>) -> Result {
+fn finish(trainer: &Trainer, test: &Dataset, arguments: &Arguments, done: Result<(), Error>) -> Result {
     let history = trainer.history();
     let epochs = history.loss.len();
     let stopped = matches!(done, Err(Error::Interrupted { .. }));
@@ -336,7 +352,7 @@ fn finish(trainer: &Trainer, arguments: &Arguments, done: Result<(), Error>) -> 
     // A model whose numbers broke, or one of no whole epoch, is not put in the place of what may be a good one. After any other
     // failure, of the disk that the checkpoints are on for example, this is the last chance to keep the weights.
     if done.is_ok() || (epochs > 0 && !matches!(done, Err(Error::NotFinite { .. }))) {
-        write("model", &arguments.out, &|path| trainer.save_model(path));
+        write("model", &arguments.out, &|path| save(trainer, test, path));
     }
     if epochs > 0 {
         write("history", &arguments.history, &|path| history.save(path));

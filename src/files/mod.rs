@@ -3,11 +3,13 @@
 //! * [`write_atomic`]: the one way in which this crate replaces a file.
 //! * [`save_tensors`], [`load_tensors`]: a model, one `.safetensors`.
 //! * [`save_checkpoint`], [`load_checkpoint`], [`CheckpointDir`]: the whole state of a training run.
+//! * [`ModelFile`]: all that is in a model's file; [`Baseline`] with it, what the model was validated with.
 //! * [`History`]: the curves of a run as JSON, under Keras's names.
 //!
 //! Readers trust no length that a file states about itself: each is held against the size of the file before memory is asked for.
 
 mod atomic;
+mod baseline;
 mod checkpoint;
 mod folder;
 mod history;
@@ -15,10 +17,12 @@ pub(crate) mod model;
 mod weights;
 
 pub use atomic::{sweep, write_atomic};
+pub use baseline::Baseline;
+pub(crate) use baseline::Tally;
 pub use checkpoint::{load_checkpoint, save_checkpoint};
 pub use folder::CheckpointDir;
 pub use history::History;
-pub use model::{load_model, save_model};
+pub use model::{ModelFile, load_model, save_model};
 pub use weights::{MAX_MODEL_BYTES, NamedTensor, load_tensors, save_tensors};
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! The batch of a step on the CPU.
+//! The batch of a step on the CPU, and bytes to floats.
 
 use pulp::NullaryFnOnce;
 
@@ -19,6 +19,15 @@ pub(crate) fn images<'a>(
         Some(image) => arch().dispatch(Scaled { image, scale, y }),
         None => y.fill(0.0),
     });
+}
+
+/// `y` = the scaled bytes, in blocks that threads share.
+pub(crate) fn bytes(scale: Scale, x: &[u8], y: &mut [f32]) {
+    const BLOCK: usize = 4096;
+    let whole = y.len() / BLOCK * BLOCK;
+    let (blocks, rest) = y.split_at_mut(whole);
+    share(blocks, BLOCK, |n, y| arch().dispatch(Scaled { image: &x[n * BLOCK..][..BLOCK], scale, y }));
+    arch().dispatch(Scaled { image: &x[whole..], scale, y: rest });
 }
 
 /// An image's bytes, scaled.

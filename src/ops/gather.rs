@@ -80,13 +80,18 @@ pub(crate) struct Scale {
 
 impl Scale {
     /// Splits a scale, if it is a positive number that leaves room for its parts among normal floats.
-    fn new(scale: f64) -> Option<Self> {
+    pub(crate) fn new(scale: f64) -> Option<Self> {
         if !(1e-20..=1e20).contains(&scale) {
             return None;
         }
         let unit = 2f64.powi(scale.log2().floor() as i32 - 15);
         let high = (scale / unit).floor();
         Some(Self { high: high as u32, unit: unit as f32, low: (scale - high * unit) as f32 })
+    }
+
+    /// Its parts as the constants of a kernel.
+    pub(crate) fn constants(self) -> Vec<(&'static str, f64)> {
+        vec![("HIGH", f64::from(self.high)), ("UNIT", f64::from(self.unit)), ("LOW", f64::from(self.low))]
     }
 
     /// The scaled byte. The product of integers is below 2²⁴; signed ones are converted faster.
@@ -213,7 +218,7 @@ impl Rules for GatherBatch {
         // A kernel counts in 32 bits, and so do the images that an order can name.
         let count = |value: usize| value.min(u32::MAX as usize) as f64;
         let images = |shard: usize| count(inputs[shard].shape.inner()[0]);
-        let constants = vec![
+        let mut constants = vec![
             ("BYTES", self.bytes() as f64),
             ("IMAGES", count(self.images)),
             ("PER_SHARD", count(self.images_per_shard)),
@@ -222,10 +227,8 @@ impl Rules for GatherBatch {
             ("COUNT2", images(2)),
             ("LABELS", count(inputs[3].shape.last())),
             ("ORDER", count(inputs[4].shape.last())),
-            ("HIGH", f64::from(scale.high)),
-            ("UNIT", f64::from(scale.unit)),
-            ("LOW", f64::from(scale.low)),
         ];
+        constants.extend(scale.constants());
         Launch { kernel: kernel!("gather_batch"), constants, workgroups: Workgroups::over(output, LANES) }
     }
 

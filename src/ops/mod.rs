@@ -9,6 +9,7 @@ pub mod activation;
 pub mod adam;
 pub mod arithmetic;
 pub mod bias;
+pub mod bytes;
 pub mod cast;
 #[cfg(test)]
 mod checks;

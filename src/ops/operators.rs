@@ -41,6 +41,7 @@ operators! {
     adam: Adam, AdamGroup;
     arithmetic: Add, Mul;
     bias: BiasAdd;
+    bytes: ScaleBytes;
     cast: Cast;
     fma: FmaChains;
     gather: GatherBatch;

@@ -2,10 +2,13 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::coding::Coding;
 use super::oip::infer::HEADER_LENGTH;
 use super::refusal::Refusal;
 
@@ -23,12 +26,23 @@ pub(super) struct Answer {
     pub(super) allow: Option<&'static str>,
     /// Whether the connection ends after it.
     pub(super) close: bool,
+    /// How the body is compressed.
+    pub(super) coding: Option<Coding>,
 }
 
 /// An answer of JSON that is text already.
 pub(super) fn json_answer(body: impl Into<Bytes>) -> Answer {
     let content_type = "application/json";
-    Answer { status: StatusCode::OK, content_type, body: body.into(), header_length: None, retry_after: None, allow: None, close: false }
+    Answer {
+        status: StatusCode::OK,
+        content_type,
+        body: body.into(),
+        header_length: None,
+        retry_after: None,
+        allow: None,
+        close: false,
+        coding: None,
+    }
 }
 
 /// An answer of this type.
@@ -50,6 +64,13 @@ impl From<Refusal> for Answer {
 }
 
 impl Answer {
+    /// Compresses the body, if that is worthwhile.
+    pub(super) fn compress(&mut self, coding: Coding) {
+        if let Some(small) = coding.encode(&self.body) {
+            (self.body, self.coding) = (small, Some(coding));
+        }
+    }
+
     /// As HTTP, under the request's id. A server that is leaving asks its clients to go elsewhere.
     pub(super) fn into_response(self, id: &str, leaving: bool) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(self.body));
@@ -63,6 +84,10 @@ impl Answer {
         }
         if let Some(length) = self.header_length {
             headers.insert(HEADER_LENGTH, HeaderValue::from(length));
+        }
+        if let Some(coding) = self.coding {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
+            headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -45,6 +45,13 @@ impl Share {
     }
 }
 
+impl Share {
+    /// Takes another share over.
+    pub(super) fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.left.fetch_add(self.bytes, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::stats::Stats;
 use crate::error::{Error, Result};
 use crate::exec::Executor;
-use crate::files::NamedTensor;
+use crate::files::{Baseline, NamedTensor};
 use crate::nn::Model;
 use crate::predict::{Batch, Images, Predictor};
 
@@ -30,6 +30,7 @@ pub(super) struct Shared {
     pub(super) stats: Stats,
     pub(super) model: Model,
     pub(super) weights: Vec<NamedTensor>,
+    pub(super) baseline: Option<Baseline>,
     /// Most images of a batch.
     pub(super) capacity: usize,
     pub(super) open: Opener,
@@ -45,9 +46,10 @@ impl Shared {
     pub(super) fn predictor(&self) -> Result<Predictor> {
         let mut predictor = Predictor::new((self.open)()?, self.model.clone(), &self.weights, self.capacity)?;
         let one: usize = self.model.input.iter().product();
-        let grey = vec![127; one * self.capacity];
-        for images in [1, self.capacity] {
-            let batch = predictor.predict_batch(&[Images::Bytes(&grey[..images * one])])?;
+        let (bytes, floats) = (vec![127; one * self.capacity], vec![0.5; one * self.capacity]);
+        let batches = [1, self.capacity].map(|images| images * one);
+        for images in batches.iter().flat_map(|&len| [Images::Bytes(&bytes[..len]), Images::Floats(&floats[..len])]) {
+            let batch = predictor.predict_batch(&[images])?;
             if let Some(wrong) = batch.probabilities.iter().find(|probability| !probability.is_finite()) {
                 return Err(Error::invalid(format!("a probability that {} gives", self.model.name), wrong, "a finite number"));
             }

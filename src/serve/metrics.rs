@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use super::State;
+use super::drift::Drift;
 use super::stats::{Histogram, IMAGES, SECONDS, Stats, Timer};
 use super::version::Version;
 
@@ -38,6 +39,7 @@ pub(super) fn render(state: &State) -> String {
     let mut text = Text(String::new());
     render_triton(&mut text, &versions);
     render_own(&mut text, &versions);
+    render_drift(&mut text, &versions);
     render_server(&mut text, state);
     text.0
 }
@@ -90,14 +92,15 @@ fn render_own(text: &mut Text, versions: &[Arc<Version>]) {
         text.family(name, "gauge", help);
         versions.iter().for_each(|version| text.sample(name, &labels(version), of(version)));
     }
-    let moments = |version: &Version| *version.stats().input.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = |version: &Version| version.stats().seen.lock().unwrap_or_else(PoisonError::into_inner).all();
     let counters: [Sample<'_, Version>; 4] = [
         ("shadernet_device_lost_total", "Times a device was lost", &|v| v.stats().device_lost.load(Ordering::Relaxed) as f64),
         ("shadernet_input_values_total", "Values of images computed; with the sums below, mean and deviation", &|v| {
-            moments(v).values as f64
+            let seen = seen(v);
+            (seen.values * seen.sums.len() as u64) as f64
         }),
-        ("shadernet_input_sum_total", "Sum of those values, as the network takes them", &|v| moments(v).sum),
-        ("shadernet_input_squares_total", "Sum of their squares", &|v| moments(v).squares),
+        ("shadernet_input_sum_total", "Sum of those values, as the network takes them", &|v| seen(v).sums.iter().map(|sums| sums[0]).sum()),
+        ("shadernet_input_squares_total", "Sum of their squares", &|v| seen(v).sums.iter().map(|sums| sums[1]).sum()),
     ];
     for (name, help, of) in counters {
         text.family(name, "counter", help);
@@ -109,6 +112,36 @@ fn render_own(text: &mut Text, versions: &[Arc<Version>]) {
         for (class, counter) in version.model().classes.iter().zip(&version.stats().classes) {
             text.sample(name, &format!("{},class=\"{}\"", labels(version), escaped(class)), counter.load(Ordering::Relaxed) as f64);
         }
+    }
+}
+
+/// The latest images against what the models were validated with, of those that say what that was.
+fn render_drift(text: &mut Text, versions: &[Arc<Version>]) {
+    let drift = |version: &Arc<Version>| {
+        let seen = version.stats().seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((labels(version), seen.against(version.baseline()?)?))
+    };
+    let drifts: Vec<(String, Drift)> = versions.iter().filter_map(drift).collect();
+    type Channels = fn(&Drift) -> &[f64];
+    let of_channels: [(&str, &str, Channels); 2] = [
+        ("shadernet_drift_input_mean", "How far a channel's mean went since validation, in standard deviations", |d| &d.mean),
+        ("shadernet_drift_input_deviation", "A channel's standard deviation as a multiple of that at validation", |d| &d.deviation),
+    ];
+    for (name, help, of) in of_channels {
+        text.family(name, "gauge", help);
+        for (labels, drift) in &drifts {
+            let channels = of(drift).iter().enumerate();
+            channels.for_each(|(channel, &value)| text.sample(name, &format!("{labels},channel=\"{channel}\""), value));
+        }
+    }
+    let gauges: [Sample<'_, Drift>; 3] = [
+        ("shadernet_drift_classes", "Share of images by which the classes found differ from those at validation, 0 to 1", &|d| d.classes),
+        ("shadernet_drift_confidence", "Mean probability of the class found, less that at validation", &|d| d.confidence),
+        ("shadernet_drift_images", "Latest images that are compared", &|d| d.images as f64),
+    ];
+    for (name, help, of) in gauges {
+        text.family(name, "gauge", help);
+        drifts.iter().for_each(|(labels, drift)| text.sample(name, labels, of(drift)));
     }
 }
 

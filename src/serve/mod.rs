@@ -10,12 +10,16 @@
 //! * Everything a client states, a length, a shape, a number of things, is checked before memory is taken for it, and everything a
 //!   client can keep waiting for has a bound in time: its head, its body, its reading of the answer, and its being idle.
 //! * A model is replaced by a new one beside it, when that has computed; a failing device is opened again behind 503s.
+//! * Where more is asked than can be answered, turning away must not cost the answers: it is done from a request's head, and at a pace.
 //! * Metrics and the repository are answered on the admin port, which is the machine's own unless told otherwise.
 //!
 //! A [`Server`] has its own threads: the program around it needs no asynchronous runtime.
 
 mod answer;
 mod body;
+mod clients;
+mod coding;
+mod drift;
 mod grpc;
 mod instance;
 mod listener;
@@ -33,12 +37,14 @@ mod stats;
 mod stream;
 mod tokens;
 mod top;
+#[cfg(feature = "otel")]
+mod traces;
 mod v1;
 mod version;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -51,7 +57,9 @@ pub use instance::Opener;
 pub use repository::Source;
 pub use server::Server;
 
+use crate::error::Result;
 use body::Budget;
+use clients::{Client, Clients};
 use listener::Stage;
 use metrics::Answers;
 use refusal::Refusal;
@@ -89,6 +97,9 @@ pub struct Config {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Further addresses, as cloud services set them.
     pub routes: Routes,
+    /// The OpenTelemetry collector that hears of every request, as `http://127.0.0.1:4318`.
+    #[cfg(feature = "otel")]
+    pub otlp: Option<String>,
 }
 
 impl Config {
@@ -110,6 +121,8 @@ impl Config {
             tokens: None,
             tls: None,
             routes: Routes::default(),
+            #[cfg(feature = "otel")]
+            otlp: None,
         }
     }
 }
@@ -123,6 +136,9 @@ pub struct Limits {
     pub memory: usize,
     /// Most connections of all ports.
     pub connections: usize,
+    /// Most requests to a model a second of one client, which is its token where tokens are asked for, and else its address; more
+    /// are answered 429. Without it there is no such bound.
+    pub client_rate: Option<u32>,
     /// Longest time from a request to its answer; a request may ask for less.
     pub timeout: Duration,
     /// Longest time for the head of a request, a TLS handshake included.
@@ -141,6 +157,7 @@ impl Default for Limits {
             body: 16 << 20,
             memory: 256 << 20,
             connections: 4096,
+            client_rate: None,
             timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
@@ -180,6 +197,7 @@ enum Door {
 struct State {
     repository: Arc<Repository>,
     tokens: Tokens,
+    clients: Clients,
     limits: Limits,
     routes: Routes,
     budget: Arc<Budget>,
@@ -188,13 +206,16 @@ struct State {
     connections: Arc<AtomicUsize>,
     stage: watch::Receiver<Stage>,
     ids: AtomicU64,
+    #[cfg(feature = "otel")]
+    traces: Option<traces::Traces>,
 }
 
 impl State {
-    fn new(config: &Config, repository: Arc<Repository>, tokens: Tokens, stage: watch::Receiver<Stage>) -> Self {
-        Self {
+    fn new(config: &Config, repository: Arc<Repository>, tokens: Tokens, stage: watch::Receiver<Stage>) -> Result<Self> {
+        Ok(Self {
             repository,
             tokens,
+            clients: Clients::new(config.limits.client_rate),
             limits: config.limits.clone(),
             routes: config.routes.clone(),
             budget: Arc::new(Budget::new(config.limits.memory)),
@@ -203,7 +224,20 @@ impl State {
             connections: Arc::default(),
             stage,
             ids: AtomicU64::new(RandomState::new().build_hasher().finish()),
+            #[cfg(feature = "otel")]
+            traces: config.otlp.as_deref().map(traces::Traces::new).transpose()?,
+        })
+    }
+
+    /// Turns a request to a model away if its client asks too often.
+    fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> std::result::Result<(), Refusal> {
+        let client = || self.tokens.given(headers).map_or_else(|| Client::at(peer), Client::Token);
+        if !self.clients.are_bounded() || self.clients.admit(client()) {
+            return Ok(());
         }
+        let rate = self.limits.client_rate.unwrap_or_default();
+        let message = format!("more than {rate} requests a second of this client");
+        Err(Refusal::new(hyper::StatusCode::TOO_MANY_REQUESTS, message))
     }
 
     /// Whether the server was told to end.
@@ -226,7 +260,7 @@ impl State {
     }
 
     /// Loads a model, away from the threads that answer.
-    async fn load(&self, name: String) -> Result<(), Refusal> {
+    async fn load(&self, name: String) -> std::result::Result<(), Refusal> {
         if !self.repository.index().iter().any(|line| line.name == name) {
             return Err(Refusal::not_found(format_args!("model {}", repository::printable(&name))));
         }

@@ -73,7 +73,7 @@ impl Refusal {
     /// The reason under which the metrics count it.
     pub(super) fn reason(&self) -> Reason {
         match self.status {
-            StatusCode::SERVICE_UNAVAILABLE => Reason::Rejected,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Reason::Rejected,
             StatusCode::GATEWAY_TIMEOUT => Reason::Canceled,
             StatusCode::INTERNAL_SERVER_ERROR => Reason::Backend,
             _ => Reason::Other,

@@ -3,21 +3,24 @@
 //! Addresses are taken apart at slashes and never decoded: every name that a model can have is written as it is, so anything
 //! else is simply not found.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, HeaderMap};
+use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 
 use super::answer::{Answer, text};
 use super::body::{self, Share};
+use super::coding::Coding;
 use super::numbers::from_json;
 use super::refusal::Refusal;
+#[cfg(feature = "otel")]
+use super::traces::Told;
 use super::version::Version;
 use super::{Door, State, metrics, oip, picture, v1};
 
@@ -29,9 +32,20 @@ pub(super) async fn answer(state: Arc<State>, door: Door, request: Request<Incom
     let began = Instant::now();
     let id = state.request_id(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    #[cfg(feature = "otel")]
+    let traced = state.traces.as_ref().map(|traces| traces.begin(request.headers()));
     let mut share = state.budget.share();
-    let answer = route(&state, door, request, &mut share).await.unwrap_or_else(Answer::from);
+    let coding = Coding::accepted(request.headers());
+    let mut answer = route(&state, door, request, peer.ip(), &mut share).await.unwrap_or_else(Answer::from);
     state.answers.count(answer.status.as_u16());
+    #[cfg(feature = "otel")]
+    if let (Some(traces), Some(traced)) = (&state.traces, traced) {
+        let name = kind_of(&path);
+        traces.end(
+            traced,
+            &Told { name, method: method.as_str(), path: &path, status: answer.status.as_u16(), peer: peer.ip(), request_id: &id },
+        );
+    }
     let level = match answer.status.as_u16() {
         ..400 => log::Level::Debug,
         400..500 => log::Level::Info,
@@ -39,12 +53,27 @@ pub(super) async fn answer(state: Arc<State>, door: Door, request: Request<Incom
     };
     log::log!(target: "shadernet::serve::access", level, request_id = id, method = method.as_str(), path = super::repository::printable(&path),
         status = answer.status.as_u16(), seconds = began.elapsed().as_secs_f64(), peer:%; "answered");
+    if let Some(coding) = coding {
+        answer.compress(coding);
+    }
     answer.into_response(&id, state.is_leaving())
+}
+
+/// What a request is about, in a few words.
+#[cfg(feature = "otel")]
+fn kind_of(path: &str) -> &'static str {
+    match path {
+        _ if path.ends_with("/infer") || path.ends_with(":predict") || path.starts_with("/classify") => "infer",
+        _ if path.contains("/health/") || path.ends_with("z") || path == "/ping" => "health",
+        "/metrics" => "metrics",
+        _ => "other",
+    }
 }
 
 /// What is left of a request once it is known where it goes.
 struct Call<'a> {
     state: &'a Arc<State>,
+    peer: IpAddr,
     headers: HeaderMap,
     query: Option<String>,
     /// Until it is read.
@@ -53,9 +82,10 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Turns the request away if the model has no room for it, before its body is read for anything but its end.
+    /// Turns the request away if its client asks too often or the model has no room for it, before its body is read for anything but its end.
     async fn enter(&mut self, version: &Version) -> Result<(), Refusal> {
-        let Err(refusal) = version.room() else { return Ok(()) };
+        let admitted = self.state.admit(&self.headers, self.peer).and_then(|()| version.room());
+        let Err(refusal) = admitted else { return Ok(()) };
         let rest = self.body.take();
         let all = match rest {
             Some(rest) => body::discard(rest, self.state.limits.body_timeout).await,
@@ -66,20 +96,29 @@ impl Call<'_> {
 
     /// The body. `copies` is how many times its size what it becomes may take besides.
     async fn body(&mut self, copies: usize) -> Result<Bytes, Refusal> {
-        if let Some(encoding) = self.headers.get(CONTENT_ENCODING).filter(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-        {
-            let message = format!("content-encoding: found {encoding:?}, expected none");
-            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
-        }
+        let coding = Coding::of(&self.headers)?;
         let limits = &self.state.limits;
         let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
-        let bytes = body::read(body, limits.body, limits.body_timeout, self.share).await?;
+        let mut bytes = body::read(body, limits.body, limits.body_timeout, self.share).await?;
+        if let Some(coding) = coding {
+            bytes = self.decompress(coding, bytes).await?;
+        }
         self.share.grow(copies * bytes.len())?;
+        Ok(bytes)
+    }
+
+    /// Decompresses a body, away from the threads that answer, on no more threads than there are cores.
+    async fn decompress(&mut self, coding: Coding, bytes: Bytes) -> Result<Bytes, Refusal> {
+        let _permit = self.state.decoders.acquire().await.map_err(|_| Refusal::unavailable("the server is ending"))?;
+        let (limit, mut share) = (self.state.limits.body, self.state.budget.share());
+        let decoded = tokio::task::spawn_blocking(move || Ok((coding.decode(&bytes, limit, &mut share)?, share))).await;
+        let (bytes, share) = decoded.map_err(|_| Refusal::bad("the body cannot be decompressed"))??;
+        self.share.absorb(share);
         Ok(bytes)
     }
 }
 
-async fn route(state: &Arc<State>, door: Door, request: Request<Incoming>, share: &mut Share) -> Result<Answer, Refusal> {
+async fn route(state: &Arc<State>, door: Door, request: Request<Incoming>, peer: IpAddr, share: &mut Share) -> Result<Answer, Refusal> {
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     let mut segments: Vec<&str> = path.split('/').skip(1).take(10).collect();
@@ -100,7 +139,7 @@ async fn route(state: &Arc<State>, door: Door, request: Request<Incoming>, share
     if !state.tokens.accept(&head.headers) {
         return Err(Refusal::new(StatusCode::UNAUTHORIZED, "no or no known token, expected a header Authorization: Bearer TOKEN"));
     }
-    let mut call = Call { state, headers: head.headers, query: head.uri.query().map(str::to_owned), body: Some(body), share };
+    let mut call = Call { state, peer, headers: head.headers, query: head.uri.query().map(str::to_owned), body: Some(body), share };
     match segments.as_slice() {
         ["v2"] if get => Ok(oip::server_metadata().into()),
         ["v2", "models", "stats"] if get => Ok(oip::statistics(&state.repository.serving()).into()),

@@ -50,7 +50,7 @@ impl Server {
         let running = Running { batching, queue: config.queue, instances: config.instances, open: config.open.clone() };
         let repository = Arc::new(Repository::new(config.models.clone(), running));
         let (stage, watched) = watch::channel(Stage::Open);
-        let state = Arc::new(State::new(&config, repository, tokens, watched.clone()));
+        let state = Arc::new(State::new(&config, repository, tokens, watched.clone())?);
 
         let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("serve").on_thread_start(give_way).enable_all().build();
         let runtime = runtime.map_err(|e| Error::invalid("threads of the server", e, "threads the system can start"))?;
@@ -129,6 +129,8 @@ impl Server {
         let deadline = Instant::now() + limit;
         let ended = self.runtime.block_on(async { tokio::time::timeout_at(deadline.into(), self.ended.recv()).await.is_ok() });
         self.state.repository.close(deadline.max(Instant::now() + Duration::from_millis(100)));
+        #[cfg(feature = "otel")]
+        self.state.traces.iter().for_each(super::traces::Traces::flush);
         self.runtime.shutdown_background();
         ended
     }

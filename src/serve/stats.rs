@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::drift::Seen;
 use super::queue::{Answer, Images};
 use super::refusal::Reason;
 use crate::predict::Batch;
@@ -35,7 +36,7 @@ pub(super) struct Stats {
     pub(super) batch_images: Histogram<{ IMAGES.len() }>,
     /// Times the device was lost and had to be opened again.
     pub(super) device_lost: AtomicU64,
-    pub(super) input: Mutex<Moments>,
+    pub(super) seen: Mutex<Seen>,
     /// Images by the class found most probable.
     pub(super) classes: Vec<AtomicU64>,
 }
@@ -74,35 +75,6 @@ pub(super) struct BySize {
     pub(super) nanoseconds: [u64; 3],
 }
 
-/// Of the values that came in, as the network takes them: how many, their sum, and the sum of their squares.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moments {
-    pub(super) values: u64,
-    pub(super) sum: f64,
-    pub(super) squares: f64,
-}
-
-impl Moments {
-    fn add(&mut self, images: &Images) {
-        self.values += images.len() as u64;
-        match images {
-            Images::Bytes(bytes) => {
-                // Blocks short enough for 32 bits, so that the sums are of vectors.
-                for block in bytes.chunks(1 << 16) {
-                    let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
-                    let squares: u32 = block.iter().map(|&byte| u32::from(byte) * u32::from(byte)).fold(0, u32::wrapping_add);
-                    self.sum += f64::from(sum) / 255.0;
-                    self.squares += f64::from(squares) / (255.0 * 255.0);
-                }
-            }
-            Images::Floats(values) => {
-                self.sum += values.iter().map(|&value| f64::from(value)).sum::<f64>();
-                self.squares += values.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>();
-            }
-        }
-    }
-}
-
 /// A histogram over fixed bounds.
 #[derive(Debug)]
 pub(super) struct Histogram<const N: usize> {
@@ -139,8 +111,9 @@ impl<const N: usize> Histogram<N> {
 }
 
 impl Stats {
-    pub(super) fn new(classes: usize) -> Self {
-        Self { classes: (0..classes).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+    pub(super) fn new(channels: usize, classes: usize) -> Self {
+        let seen = Mutex::new(Seen::new(channels, classes));
+        Self { seen, classes: (0..classes).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
     }
 
     /// A request was answered.
@@ -180,11 +153,10 @@ impl Stats {
 
     /// Of what went into a batch, and what came out of it.
     pub(super) fn seen(&self, images: &Images, probabilities: &[f32]) {
-        self.input.lock().unwrap_or_else(PoisonError::into_inner).add(images);
-        for row in probabilities.chunks_exact(self.classes.len()) {
-            let best = (0..row.len()).reduce(|best, class| if row[class] > row[best] { class } else { best });
-            self.classes[best.unwrap_or(0)].fetch_add(1, Ordering::Relaxed);
-        }
+        let count = |class: usize| {
+            self.classes[class].fetch_add(1, Ordering::Relaxed);
+        };
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).add(images, probabilities, count);
     }
 }
 
@@ -199,17 +171,5 @@ mod tests {
             histogram.observe(value, &[1.0, 2.0, 4.0]);
         }
         assert_eq!(histogram.cumulative(), (vec![2, 3, 4, 5], 16.0));
-    }
-
-    #[test]
-    fn moments_of_bytes_are_those_of_their_fractions() {
-        let bytes: Vec<u8> = (0..200_000).map(|i| if i % 3 == 0 { 255 } else { (i % 256) as u8 }).collect();
-        let floats: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
-        let (mut of_bytes, mut of_floats) = (Moments::default(), Moments::default());
-        of_bytes.add(&Images::Bytes(bytes.into()));
-        of_floats.add(&Images::Floats(floats));
-        assert_eq!(of_bytes.values, of_floats.values);
-        assert!((of_bytes.sum - of_floats.sum).abs() < 1e-2, "{of_bytes:?} {of_floats:?}");
-        assert!((of_bytes.squares - of_floats.squares).abs() < 1e-2, "{of_bytes:?} {of_floats:?}");
     }
 }

@@ -130,3 +130,29 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         self.stalled(context, shut)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_that_rests_is_read_later_and_one_that_does_not_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(64);
+            let phase = Arc::new(Phase::default());
+            let mut stream = Stream::new(server, phase.clone(), Duration::from_secs(5), Duration::from_secs(5));
+            let mut byte = [0];
+            for pause in [0, 80, 0] {
+                phase.rest(Duration::from_millis(pause));
+                client.write_all(b"x").await.unwrap();
+                let asked = Instant::now();
+                stream.read_exact(&mut byte).await.unwrap();
+                let waited = asked.elapsed().as_millis() as u64;
+                assert!((pause..pause + 60).contains(&waited), "{waited} ms with a pause of {pause}");
+            }
+        });
+    }
+}

@@ -63,12 +63,16 @@ impl Tokens {
         if self.path.is_none() {
             return true;
         }
-        let given = headers.get(AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
-        let Some((scheme, token)) = given.split_at_checked(7) else { return false };
-        let digest: [u8; 32] = Sha256::digest(token.trim_ascii()).into();
+        let Some(digest) = self.given(headers) else { return false };
         let digests = self.digests.read().unwrap_or_else(PoisonError::into_inner);
-        let known = digests.iter().fold(Choice::from(0), |found, one| found | one.as_slice().ct_eq(&digest));
-        scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(known)
+        digests.iter().fold(Choice::from(0), |found, one| found | one.as_slice().ct_eq(&digest)).into()
+    }
+
+    /// The digest of the token that these headers have, accepted or not; nothing where no token is asked for.
+    pub(super) fn given(&self, headers: &HeaderMap) -> Option<[u8; 32]> {
+        self.path.as_ref()?;
+        let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| Sha256::digest(token.trim_ascii()).into())
     }
 }
 

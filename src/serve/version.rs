@@ -14,7 +14,7 @@ use super::queue::{Answer, Batching, Images, Job, Queue};
 use super::refusal::{Reason, Refusal};
 use super::stats::Stats;
 use crate::error::{Error, Result};
-use crate::files::load_model;
+use crate::files::{Baseline, ModelFile};
 use crate::nn::Model;
 
 /// How models are run.
@@ -44,18 +44,18 @@ impl Version {
     /// Loads a file, and has every instance compute once.
     pub(super) fn load(name: &str, number: u64, path: &Path, running: &Running) -> Result<Arc<Self>> {
         let sha256 = sha256_of(path)?;
-        let (model, weights) = load_model(path)?;
+        let ModelFile { model, weights, baseline } = ModelFile::load(path)?;
         let again = sha256_of(path)?;
         if again != sha256 {
             let (path, expected) = (path.to_owned(), format!("{sha256}, as when it was opened"));
             return Err(Error::Model { path, kind: "model", found: format!("content of SHA-256 {again}"), expected });
         }
-        let classes = model.classes.len();
         let shared = Arc::new(Shared {
             queue: Arc::new(Queue::new(running.queue, running.batching.clone())),
-            stats: Stats::new(classes),
+            stats: Stats::new(model.input[2], model.classes.len()),
             model,
             weights,
+            baseline,
             capacity: running.batching.max,
             open: running.open.clone(),
             healthy: AtomicUsize::new(running.instances),
@@ -88,6 +88,11 @@ impl Version {
 
     pub(super) fn stats(&self) -> &Stats {
         &self.shared.stats
+    }
+
+    /// What the model was validated with, if its file says so.
+    pub(super) fn baseline(&self) -> Option<&Baseline> {
+        self.shared.baseline.as_ref()
     }
 
     pub(super) fn queue(&self) -> &Arc<Queue> {

@@ -330,6 +330,11 @@ impl Trainer {
             .collect()
     }
 
+    /// The model that is trained.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// Writes the model with its parameters as of the last epoch or interruption.
     pub fn save_model(&self, path: &Path) -> Result<()> {
         model::save_model(path, &self.model, &self.weights())

@@ -111,6 +111,9 @@ pub fn examples() -> Vec<Example> {
     }
     let shards = [5, 5, 3].map(|images| TensorType::u8(Shape::fixed(&[images, 4 * 5 * 3])));
     let gather = GatherBatch { height: 4, width: 5, channels: 3, images_per_shard: 5, images: 13, scale: 1.0 / 255.0 };
+    for ty in [TensorType::u8(Shape::batched(&[5, 7, 3])), TensorType::u8(Shape::fixed(&[301]))] {
+        all.push(example(ScaleBytes { scale: 1.0 / 255.0 }, &[ty], 3));
+    }
     all.push(example(gather, &[shards[0], shards[1], shards[2], integers(&[13]), integers(&[13]), clock], 3));
     all
 }

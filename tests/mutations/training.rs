@@ -82,5 +82,14 @@ pub(super) fn targets() -> Vec<Target> {
                 ["the last label left out", "if i < call.batch {", "if i + 1u < call.batch {"],
             ],
         ),
+        target(
+            example(ScaleBytes { scale: 1.0 / 255.0 }, &[TensorType::u8(Shape::batched(&[5, 7, 3]))], 3),
+            &[
+                ["bytes of a word in the other order", "i % 4u * 8u", "(3u - i % 4u) * 8u"],
+                ["always the first word", "x[i / 4u]", "x[0]"],
+                ["the scale's first bits only", " + f32(byte) * LOW", " + f32(byte) * LOW * 0.0"],
+                ["only the first image", "LEN * call.batch", "LEN"],
+            ],
+        ),
     ]
 }

@@ -252,7 +252,7 @@ fn mistakes_are_named() {
     assert_eq!(get(served.http, INFER).header("allow"), Some("POST"));
     assert_eq!(post(served.http, "/v2", b"").status, 405);
     assert_eq!(post(served.http, "/v1/models/m:classify", b"{}").status, 501);
-    assert_eq!(call(served.http, "POST", INFER, &[("content-encoding", "gzip")], b"x").status, 415);
+    assert_eq!(call(served.http, "POST", INFER, &[("content-encoding", "br")], b"x").status, 415);
     let failures = served.metric("nv_inference_request_failure{model=\"m\",version=\"1\",reason=\"OTHER\"}");
     assert!(failures >= 2.0, "{failures}");
 }

@@ -6,7 +6,7 @@ mod convert;
 mod messages;
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -23,6 +23,8 @@ use self::messages::{Empty, Flag, Health, InferRequest, ModelName};
 use super::State;
 use super::body::Share;
 use super::refusal::Refusal;
+#[cfg(feature = "otel")]
+use super::traces::Told;
 use super::version::Version;
 
 /// Answers a call.
@@ -30,22 +32,40 @@ pub(super) async fn answer(state: Arc<State>, request: Request<Incoming>, peer: 
     let began = Instant::now();
     let id = state.request_id(request.headers());
     let path = request.uri().path().to_owned();
+    #[cfg(feature = "otel")]
+    let traced = state.traces.as_ref().map(|traces| traces.begin(request.headers()));
     let bound = state.limits.body_timeout + state.limits.timeout;
-    let answered = tokio::time::timeout(bound, route(&state, request)).await;
+    let answered = tokio::time::timeout(bound, route(&state, request, peer.ip())).await;
     let response = answered.unwrap_or_else(|_| Status::deadline_exceeded("the request does not arrive").into_http());
     let code = response.headers().get("grpc-status").map_or("0", |code| code.to_str().unwrap_or("2"));
+    #[cfg(feature = "otel")]
+    if let (Some(traces), Some(traced)) = (&state.traces, traced) {
+        let name = if path.ends_with("/ModelInfer") { "infer" } else { "other" };
+        // As HTTP would have it, for which 500 and more is the server's fault.
+        let status = match code {
+            "0" => 200,
+            "2" | "4" | "13" | "14" => 500,
+            _ => 400,
+        };
+        traces.end(traced, &Told { name, method: "POST", path: &path, status, peer: peer.ip(), request_id: &id });
+    }
     log::debug!(target: "shadernet::serve::access", request_id = id, path = super::repository::printable(&path), code = code,
         seconds = began.elapsed().as_secs_f64(), peer:%; "answered");
     response
 }
 
-async fn route(state: &Arc<State>, request: Request<Incoming>) -> Response<tonic::body::Body> {
+async fn route(state: &Arc<State>, request: Request<Incoming>, peer: IpAddr) -> Response<tonic::body::Body> {
     let path = request.uri().path().to_owned();
     let mut segments = path.split('/').skip(1);
     let (service, method) = (segments.next().unwrap_or_default(), segments.next().unwrap_or_default());
     let open = matches!((service, method), ("grpc.health.v1.Health", _) | (_, "ServerLive" | "ServerReady"));
     if !open && !state.tokens.accept(request.headers()) {
         return Status::unauthenticated("no or no known token, expected metadata authorization: Bearer TOKEN").into_http();
+    }
+    if method == "ModelInfer"
+        && let Err(refusal) = state.admit(request.headers(), peer)
+    {
+        return Status::from(refusal).into_http();
     }
     match (service, method) {
         ("grpc.health.v1.Health", "Check") => {
@@ -154,7 +174,7 @@ impl From<Refusal> for Status {
             StatusCode::BAD_REQUEST => Code::InvalidArgument,
             StatusCode::UNAUTHORIZED => Code::Unauthenticated,
             StatusCode::NOT_FOUND => Code::NotFound,
-            StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => Code::ResourceExhausted,
             StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
             StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => Code::DeadlineExceeded,
             StatusCode::NOT_IMPLEMENTED => Code::Unimplemented,
