@@ -6,6 +6,8 @@
 mod binary;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/corpus.rs"]
+mod corpus;
 #[path = "serve/faults.rs"]
 mod faults;
 #[path = "serve/fragile.rs"]
@@ -16,3 +18,5 @@ mod fuzz;
 mod life;
 #[path = "serve/protocols.rs"]
 mod protocols;
+#[path = "serve/storage.rs"]
+mod storage;

@@ -16,6 +16,8 @@
 
 mod answer;
 mod body;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod instance;
 mod listener;
@@ -29,6 +31,7 @@ mod repository;
 mod router;
 mod server;
 mod stats;
+pub mod storage;
 mod stream;
 mod tokens;
 mod top;
