@@ -22,7 +22,7 @@ echo "|---|---|---|---|---|---|---|"
 for name in "${targets[@]}"; do
     mkdir -p "$target/found/$name"
     found=nothing
-    SHADERNET_FUZZ=$name nice -n 19 "$target/debug/shadernet-fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=4096 \
+    SHADERNET_FUZZ=$name nice -n 19 "$target/debug/shadernet-fuzz" -max_total_time="$seconds" -timeout=120 -rss_limit_mb=2048 -max_len=4096 \
         -print_final_stats=1 -artifact_prefix="$target/$name-" "$target/found/$name" "tests/fuzz/corpus/$name" >"$target/$name.log" 2>&1 ||
         { failed=1 found="see $target/$name.log"; }
     number() { sed -nE "s/^stat::$1: *([0-9]+).*/\1/p" "$target/$name.log"; }

@@ -31,10 +31,12 @@ pub(super) async fn classify(state: &State, version: &Version, query: Option<&st
 /// The number of classes that a query asks for.
 pub(super) fn top_of(query: Option<&str>) -> Result<usize, Refusal> {
     let top = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("top="));
-    match top.map(str::parse) {
+    match top.map(str::parse::<u32>) {
         None => Ok(TOP),
-        Some(Ok(top @ 1..)) => Ok(top),
-        Some(_) => Err(Refusal::expected("top", super::repository::printable(top.unwrap_or_default()), "a whole number from 1")),
+        Some(Ok(top @ 1..)) => Ok(top as usize),
+        Some(_) => {
+            Err(Refusal::expected("top", super::repository::printable(top.unwrap_or_default()), "a whole number from 1 to 4294967295"))
+        }
     }
 }
 
