@@ -8,6 +8,8 @@ mod binary;
 mod client;
 #[path = "serve/clients.rs"]
 mod clients;
+#[path = "serve/corpus.rs"]
+mod corpus;
 #[path = "serve/drift.rs"]
 mod drift;
 #[path = "serve/faults.rs"]
@@ -20,6 +22,8 @@ mod fuzz;
 mod life;
 #[path = "serve/protocols.rs"]
 mod protocols;
+#[path = "serve/storage.rs"]
+mod storage;
 #[cfg(feature = "otel")]
 #[path = "serve/traces.rs"]
 mod traces;

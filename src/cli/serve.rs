@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use shadernet::Error;
 use shadernet::exec::Executor;
 use shadernet::exec::gpu::DeviceChoice;
+use shadernet::serve::storage::{self, Endpoints};
 use shadernet::serve::{Config, Limits, Opener, Routes, Server, Source};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,7 +23,8 @@ use super::{Device, Failure, Result, at_least_one, batch_size, progress};
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {
     /// The models: files as `train --out` writes them, or folders with NAME.safetensors or NAME/VERSION/*.safetensors in them.
-    /// NAME=PATH gives a file another name than its own. Without any: the folder that AIP_STORAGE_URI names.
+    /// NAME=PATH gives a file another name than its own. gs://BUCKET/FOLDER takes them from Google Cloud Storage, once, with the
+    /// machine's own service account. Without any: what AIP_STORAGE_URI names.
     #[arg(value_name = "[NAME=]PATH")]
     models: Vec<String>,
     /// Address of the HTTP and the gRPC port [default: 127.0.0.1; 0.0.0.0 where AIP_HTTP_PORT or PORT is set].
@@ -117,7 +119,8 @@ Examples:
 Signals: SIGTERM and Ctrl-C end in order (exit code 0 if every request under way was answered, else 1), a second one
 at once; SIGHUP reads models and tokens again.
 Environment: RUST_LOG=debug also logs requests that were answered; AIP_HTTP_PORT, AIP_HEALTH_ROUTE, AIP_PREDICT_ROUTE,
-AIP_STORAGE_URI (Google Cloud Vertex AI) and PORT (Cloud Run) are taken as those services set them.
+AIP_STORAGE_URI (Google Cloud Vertex AI) and PORT (Cloud Run) are taken as those services set them; for models in Cloud
+Storage STORAGE_EMULATOR_HOST and GCE_METADATA_HOST are as in Google's libraries, and SHADERNET_CACHE is where they are kept.
 The addresses are described in http://127.0.0.1:8000/openapi.json.";
 
 /// How the log is written.
@@ -208,8 +211,8 @@ fn configure(arguments: Arguments) -> Result<Config, Error> {
     let host = arguments.host.unwrap_or(if set.is_some() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv4Addr::LOCALHOST.into() });
     let models = match (arguments.models.as_slice(), variable("AIP_STORAGE_URI")) {
         ([], None) => return Err(Error::invalid("models to serve", "none", "a file or a folder: shadernet serve cnn.safetensors")),
-        ([], Some(uri)) => vec![local(&uri)?.parse()?],
-        (models, _) => models.iter().map(|model| model.parse()).collect::<Result<Vec<Source>, Error>>()?,
+        ([], Some(uri)) => vec![local("AIP_STORAGE_URI", &uri)?],
+        (models, _) => models.iter().map(|model| local("the address of a model", model)).collect::<Result<Vec<Source>, Error>>()?,
     };
     let on_cpu = arguments.device.is_cpu()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -244,12 +247,17 @@ fn configure(arguments: Arguments) -> Result<Config, Error> {
     })
 }
 
-/// The path that a storage address stands for.
-fn local(uri: &str) -> Result<String, Error> {
+/// Where the models are that an address stands for; those in Cloud Storage are brought here.
+fn local(what: &str, uri: &str) -> Result<Source, Error> {
+    if uri.starts_with("gs://") {
+        let cache = shadernet::data::cache::folder().unwrap_or_else(|| std::env::temp_dir().join("shadernet"));
+        let path = storage::fetch(uri, &Endpoints::from_variables(), &cache)?;
+        return path.to_string_lossy().parse();
+    }
     match uri.strip_prefix("file://") {
-        Some(path) => Ok(path.to_owned()),
-        None if !uri.contains("://") => Ok(uri.to_owned()),
-        None => Err(Error::invalid("AIP_STORAGE_URI", uri, "a path; copy or mount the bucket, and name the folder on the command line")),
+        Some(path) => path.parse(),
+        None if !uri.contains("://") => uri.parse(),
+        None => Err(Error::invalid(what, uri, "a path, gs://BUCKET/FOLDER or file:///PATH")),
     }
 }
 
@@ -282,8 +290,12 @@ mod tests {
 
     #[test]
     fn storage_addresses_are_paths_or_refused() {
-        assert_eq!(local("/mnt/models").unwrap(), "/mnt/models");
-        assert_eq!(local("file:///mnt/models").unwrap(), "/mnt/models");
-        assert!(local("gs://bucket/model").unwrap_err().to_string().contains("mount"));
+        let path = "/mnt/models/m.safetensors";
+        let file = Source::File { name: "m".to_owned(), path: path.into() };
+        assert_eq!(local("x", path).unwrap(), file);
+        assert_eq!(local("x", &format!("file://{path}")).unwrap(), file);
+        for wrong in ["s3://bucket/model", "gs://", "gs://Bucket/m"] {
+            assert!(local("x", wrong).unwrap_err().to_string().contains("gs://BUCKET/FOLDER"), "{wrong}");
+        }
     }
 }

@@ -50,11 +50,30 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// wrong (what arrived is removed, so that the next call begins again); [`Error::Io`] if it cannot be stored, on a full disk for example
 /// (what arrived is kept).
 pub fn fetch(source: &Source<'_>, folder: &Path, progress: &mut Progress<'_>) -> Result<PathBuf> {
+    fetch_with(source, &Terms::default(), folder, progress)
+}
+
+/// On which terms a file is fetched.
+pub(crate) struct Terms {
+    /// The value of the header `Authorization`.
+    pub(crate) authorization: Option<String>,
+    /// The most bytes that are accepted.
+    pub(crate) largest: u64,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { authorization: None, largest: LARGEST }
+    }
+}
+
+/// [`fetch`] on these terms.
+pub(crate) fn fetch_with(source: &Source<'_>, terms: &Terms, folder: &Path, progress: &mut Progress<'_>) -> Result<PathBuf> {
     let path = folder.join(source.name);
     let part = folder.join(format!("{}.part", source.name));
     loop {
         let before = part_length(&part)?;
-        match transfer(source, folder, &part, before, progress)? {
+        match transfer(source, terms, folder, &part, before, progress)? {
             Outcome::Complete => break,
             Outcome::Restart => {}
             // A server that sends nothing, or the same stretch over and over, is not asked for ever.
@@ -89,10 +108,13 @@ enum Outcome {
 }
 
 /// One connection: asks for what lies after the first `have` bytes and appends it to `part`.
-fn transfer(source: &Source<'_>, folder: &Path, part: &Path, have: u64, progress: &mut Progress<'_>) -> Result<Outcome> {
+fn transfer(source: &Source<'_>, terms: &Terms, folder: &Path, part: &Path, have: u64, progress: &mut Progress<'_>) -> Result<Outcome> {
     let mut request = agent(source.url).get(source.url);
     if have > 0 {
         request = request.header(header::RANGE, format!("bytes={have}-"));
+    }
+    if let Some(value) = &terms.authorization {
+        request = request.header(header::AUTHORIZATION, value);
     }
     let response = match request.call() {
         Ok(response) => response,
@@ -111,11 +133,12 @@ fn transfer(source: &Source<'_>, folder: &Path, part: &Path, have: u64, progress
         }
         (status, _) => return Err(failed(source, format!("the server answered {status}{}", kept(have)))),
     };
-    if let Some(total) = total.filter(|total| *total > LARGEST) {
-        return Err(failed(source, format!("the server offers {total} bytes, more than the {LARGEST} that are accepted")));
+    let largest = terms.largest;
+    if let Some(total) = total.filter(|total| *total > largest) {
+        return Err(failed(source, format!("the server offers {total} bytes, more than the {largest} that are accepted")));
     }
     let mut file = open_part(source, folder, part, have, start)?;
-    receive(source, response.into_body().into_reader(), &mut file, part, start, total, progress)
+    receive(source, response.into_body().into_reader(), &mut file, part, start, (total, largest), progress)
 }
 
 fn receive(
@@ -124,7 +147,7 @@ fn receive(
     file: &mut File,
     part: &Path,
     start: u64,
-    total: Option<u64>,
+    (total, largest): (Option<u64>, u64),
     progress: &mut Progress<'_>,
 ) -> Result<Outcome> {
     let mut done = start;
@@ -135,8 +158,8 @@ fn receive(
             Ok(0) => break None,
             Ok(count) => {
                 done += count as u64;
-                if done > total.unwrap_or(LARGEST) {
-                    return Err(failed(source, format!("the server sends more than {} bytes", total.unwrap_or(LARGEST))));
+                if done > total.unwrap_or(largest) {
+                    return Err(failed(source, format!("the server sends more than {} bytes", total.unwrap_or(largest))));
                 }
                 file.write_all(&buffer[..count]).map_err(Error::io(part, "cannot write"))?;
                 progress(done, total);
@@ -173,7 +196,8 @@ fn open_part(source: &Source<'_>, folder: &Path, part: &Path, have: u64, start: 
     Ok(file)
 }
 
-fn agent(url: &str) -> ureq::Agent {
+/// The client, for this address.
+pub(crate) fn agent(url: &str) -> ureq::Agent {
     let mut config = ureq::Agent::config_builder()
         // The bytes of the archive are wanted as they are, and so are answers such as 416.
         .accept_encoding("identity")
@@ -215,7 +239,8 @@ fn part_length(part: &Path) -> Result<u64> {
     }
 }
 
-fn digest(path: &Path) -> Result<String> {
+/// The MD5 of a file in lower-case hexadecimal digits.
+pub(crate) fn digest(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path, "cannot open"))?;
     let mut hash = Md5::new();
     let mut buffer = vec![0; 1 << 16];

@@ -20,6 +20,8 @@ mod body;
 mod clients;
 mod coding;
 mod drift;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod instance;
 mod listener;
@@ -34,6 +36,7 @@ mod repository;
 mod router;
 mod server;
 mod stats;
+pub mod storage;
 mod stream;
 mod tokens;
 mod top;

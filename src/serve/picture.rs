@@ -19,18 +19,25 @@ const TOP: usize = 3;
 /// `POST /classify[/M][?top=K]`.
 pub(super) async fn classify(state: &State, version: &Version, query: Option<&str>, body: Bytes) -> Result<Value, Refusal> {
     let began = Instant::now();
-    let top = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("top="));
-    let top = match top.map(str::parse) {
-        None => TOP,
-        Some(Ok(top @ 1..)) => top,
-        Some(_) => return Err(Refusal::expected("top", super::repository::printable(top.unwrap_or_default()), "a whole number from 1")),
-    };
+    let top = top_of(query)?;
     let image = decode(state, version, body).await?;
     let probabilities = version.infer(Images::Bytes(image.into()), began + state.limits.timeout).await?;
     let classes = most_probable(&probabilities, top)
         .into_iter()
         .map(|(index, probability)| json!({ "class": version.model().classes[index], "index": index, "probability": probability }));
     Ok(json!({ "model_name": version.name, "model_version": version.number.to_string(), "classes": classes.collect::<Vec<_>>() }))
+}
+
+/// The number of classes that a query asks for.
+pub(super) fn top_of(query: Option<&str>) -> Result<usize, Refusal> {
+    let top = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("top="));
+    match top.map(str::parse::<u32>) {
+        None => Ok(TOP),
+        Some(Ok(top @ 1..)) => Ok(top as usize),
+        Some(_) => {
+            Err(Refusal::expected("top", super::repository::printable(top.unwrap_or_default()), "a whole number from 1 to 4294967295"))
+        }
+    }
 }
 
 /// The bytes of a picture at the size the model takes. At most as many pictures as there are cores are decoded at a time,

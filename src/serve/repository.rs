@@ -49,7 +49,7 @@ impl std::str::FromStr for Source {
 const NAME: &str = "1 to 128 letters, digits, '-', '_' and '.', not '.' first (NAME=PATH gives one)";
 
 /// Whether it can be the name of a model.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 

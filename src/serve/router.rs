@@ -249,18 +249,10 @@ async fn classify(call: &mut Call<'_>, version: &Version) -> Result<Answer, Refu
 
 /// `/v2/repository/…`
 async fn repository(call: &mut Call<'_>, rest: &[&str]) -> Result<Answer, Refusal> {
-    #[derive(Default, Deserialize)]
-    struct Asked {
-        #[serde(default)]
-        ready: bool,
-    }
     let state = call.state.clone();
     let body = call.body(0).await?;
     match rest {
-        ["index"] => {
-            let asked: Asked = if body.is_empty() { Asked::default() } else { from_json(&body)? };
-            Ok(oip::index(&state, asked.ready).into())
-        }
+        ["index"] => Ok(oip::index(&state, ready_only(&body)?).into()),
         ["models", name, "load"] => state.load((*name).to_owned()).await.map(|()| text("application/json", "{}")),
         ["models", name, "unload"] => {
             if !state.repository.unload(name) {
@@ -270,4 +262,14 @@ async fn repository(call: &mut Call<'_>, rest: &[&str]) -> Result<Answer, Refusa
         }
         _ => Err(Refusal::not_found("this part of the repository")),
     }
+}
+
+/// Whether the body of a request for the index asks for models that are ready and no others.
+pub(super) fn ready_only(body: &[u8]) -> Result<bool, Refusal> {
+    #[derive(Deserialize)]
+    struct Asked {
+        #[serde(default)]
+        ready: bool,
+    }
+    if body.is_empty() { Ok(false) } else { from_json(body).map(|asked: Asked| asked.ready) }
 }

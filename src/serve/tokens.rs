@@ -49,8 +49,7 @@ impl Tokens {
             ));
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read"))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let digests: Vec<[u8; 32]> = lines.map(|line| Sha256::digest(line.as_bytes()).into()).collect();
+        let digests = digests(&text);
         if digests.is_empty() {
             return Err(Error::invalid(format!("the tokens in {}", path.display()), "none", "one in each line"));
         }
@@ -74,6 +73,12 @@ impl Tokens {
         let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| Sha256::digest(token.trim_ascii()).into())
     }
+}
+
+/// Digests of the tokens in the text of a file.
+fn digests(text: &str) -> Vec<[u8; 32]> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|line| Sha256::digest(line.as_bytes()).into()).collect()
 }
 
 /// TLS with the certificates and the key in these PEM files, for these protocols.

@@ -133,11 +133,33 @@ impl<'de> Deserialize<'de> for Row {
     }
 }
 
+/// A request, decoded except for its pictures.
+pub(super) struct Decoded {
+    tensor: Tensor,
+    /// Whether numbers are bytes.
+    bytes: bool,
+    /// The key of the answer.
+    key: &'static str,
+}
+
 /// `POST …:predict`.
 pub(super) async fn predict(state: &State, version: &Version, body: Bytes) -> Result<Answer, Refusal> {
     let began = Instant::now();
-    let request: Request = from_json(&body)?;
+    let Decoded { tensor, bytes, key } = decode(&body)?;
     drop(body);
+    let images = match tensor {
+        Tensor::Numbers(numbers) => from_nested(numbers, bytes, version)?,
+        Tensor::Pictures(pictures) => decode_pictures(state, version, pictures).await?,
+    };
+    let probabilities = version.infer(images, began + state.limits.timeout).await?;
+    let rows_of: Vec<&[f32]> = probabilities.chunks_exact(version.model().classes.len()).collect();
+    let text = serde_json::to_vec(&std::collections::BTreeMap::from([(key, rows_of)])).expect("numbers are plain data");
+    Ok(json_answer(text))
+}
+
+/// Decodes the body of a request.
+pub(super) fn decode(body: &[u8]) -> Result<Decoded, Refusal> {
+    let request: Request = from_json(body)?;
     let bytes = match request.signature_name.as_deref() {
         None | Some("" | DEFAULT) => false,
         Some(BYTES) => true,
@@ -146,21 +168,12 @@ pub(super) async fn predict(state: &State, version: &Version, body: Bytes) -> Re
             return Err(Refusal::expected("signature_name", found, format!("{DEFAULT} (numbers from 0 to 1) or {BYTES} (0 to 255)")));
         }
     };
-    let (tensor, rows) = match (request.instances, request.inputs) {
-        (Some(tensor), None) => (tensor, true),
-        (None, Some(tensor)) => (tensor, false),
-        (None, None) => return Err(Refusal::bad("the request has neither instances nor inputs")),
-        _ => return Err(Refusal::bad("the request has both instances and inputs")),
-    };
-    let images = match tensor {
-        Tensor::Numbers(numbers) => from_nested(numbers, bytes, version)?,
-        Tensor::Pictures(pictures) => decode_pictures(state, version, pictures).await?,
-    };
-    let probabilities = version.infer(images, began + state.limits.timeout).await?;
-    let rows_of: Vec<&[f32]> = probabilities.chunks_exact(version.model().classes.len()).collect();
-    let key = if rows { "predictions" } else { "outputs" };
-    let text = serde_json::to_vec(&std::collections::BTreeMap::from([(key, rows_of)])).expect("numbers are plain data");
-    Ok(json_answer(text))
+    match (request.instances, request.inputs) {
+        (Some(tensor), None) => Ok(Decoded { tensor, bytes, key: "predictions" }),
+        (None, Some(tensor)) => Ok(Decoded { tensor, bytes, key: "outputs" }),
+        (None, None) => Err(Refusal::bad("the request has neither instances nor inputs")),
+        _ => Err(Refusal::bad("the request has both instances and inputs")),
+    }
 }
 
 fn from_nested(numbers: Nested, bytes: bool, version: &Version) -> Result<Images, Refusal> {
@@ -178,11 +191,23 @@ async fn decode_pictures(state: &State, version: &Version, pictures: Vec<String>
     }
     let mut images = Vec::with_capacity(pictures.len() * version.image_len());
     for (place, picture) in pictures.into_iter().enumerate() {
-        let picture = STANDARD.decode(picture).map_err(|error| Refusal::bad(format!("instance {place}: no base64: {error}")))?;
-        let decoded = picture::decode(state, version, picture.into()).await;
+        let decoded = picture::decode(state, version, from_base64(&picture, place)?).await;
         images.extend(decoded.map_err(|refusal| Refusal { message: format!("instance {place}: {}", refusal.message), ..refusal })?);
     }
     Ok(Images::Bytes(images.into()))
+}
+
+fn from_base64(picture: &str, place: usize) -> Result<Bytes, Refusal> {
+    STANDARD.decode(picture).map(Bytes::from).map_err(|error| Refusal::bad(format!("instance {place}: no base64: {error}")))
+}
+
+/// Decodes a body and what is in it, without a state to share.
+pub(super) fn decode_whole(body: &[u8], version: &Version) -> Result<(), Refusal> {
+    let Decoded { tensor, bytes, .. } = decode(body)?;
+    match tensor {
+        Tensor::Numbers(numbers) => from_nested(numbers, bytes, version).map(drop),
+        Tensor::Pictures(pictures) => pictures.iter().enumerate().try_for_each(|(place, picture)| from_base64(picture, place).map(drop)),
+    }
 }
 
 /// `GET /v1/models/M[/versions/V]`.

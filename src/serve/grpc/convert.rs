@@ -86,8 +86,16 @@ pub(super) fn statistics(versions: &[Arc<Version>]) -> m::Statistics {
     m::Statistics { model_stats: versions.iter().map(one).collect() }
 }
 
-pub(super) async fn infer(state: &State, version: &Version, request: m::InferRequest) -> Result<m::InferResponse, Refusal> {
-    let began = Instant::now();
+/// A request, decoded.
+pub(super) struct Asked {
+    images: Images,
+    timeout: Option<Duration>,
+    /// The so many most probable classes in place of all probabilities; 0 for the probabilities.
+    top: usize,
+}
+
+/// Decodes a request to this version of a model; takes the tensors out of it.
+pub(super) fn decode(request: &mut m::InferRequest, version: &Version) -> Result<Asked, Refusal> {
     let timeout = number(&request.parameters, "timeout").filter(|&timeout| timeout > 0).map(Duration::from_micros);
     let classes = version.model().classes.len();
     let top = match request.outputs.as_slice() {
@@ -98,10 +106,17 @@ pub(super) async fn infer(state: &State, version: &Version, request: m::InferReq
             return Err(Refusal::expected("outputs", format!("{names:?}"), format!("{OUTPUT:?}, once")));
         }
     };
-    let images = images(request.inputs, request.raw_input_contents, version)?;
+    let images = images(std::mem::take(&mut request.inputs), std::mem::take(&mut request.raw_input_contents), version)?;
+    Ok(Asked { images, timeout, top })
+}
+
+pub(super) async fn infer(state: &State, version: &Version, mut request: m::InferRequest) -> Result<m::InferResponse, Refusal> {
+    let began = Instant::now();
+    let Asked { images, timeout, top } = decode(&mut request, version)?;
     let deadline = began + timeout.unwrap_or(state.limits.timeout).min(state.limits.timeout);
     let probabilities = version.infer(images, deadline).await?;
 
+    let classes = version.model().classes.len();
     let raw = match top {
         0 => {
             let mut raw = BytesMut::with_capacity(4 * probabilities.len());

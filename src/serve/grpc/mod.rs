@@ -109,6 +109,15 @@ async fn route(state: &Arc<State>, request: Request<Incoming>, peer: IpAddr) -> 
     }
 }
 
+/// Decodes a message as those of inference and of the other calls are.
+pub(super) fn decode_whole(message: &[u8], version: &Version) -> Result<(), Refusal> {
+    use prost::Message;
+    let wrong = |error: prost::DecodeError| Refusal::bad(error.to_string());
+    ModelName::decode(message).map_err(wrong)?;
+    let mut request = InferRequest::decode(Bytes::copy_from_slice(message)).map_err(wrong)?;
+    convert::decode(&mut request, version).map(drop)
+}
+
 fn find(state: &State, name: &ModelName) -> Result<Arc<Version>, Refusal> {
     state.repository.get(&name.name, Some(&name.version))
 }
