@@ -141,14 +141,11 @@ fn slices(plan: &Plan) -> Vec<usize> {
 }
 
 #[test]
-fn the_plan_for_threads_has_few_slices_and_the_same_numbers() {
+fn the_plan_for_threads_has_no_slices_and_the_same_numbers() {
     let network = network(Conv2d::default(), Function::Relu, POOL);
     let [fused, threads] = [Style::Portable, Style::Cpu].map(|style| Plan::for_style(style, &network.graph, &network.roots, 4).unwrap());
     let (many, few) = (slices(&fused), slices(&threads));
-    assert!(
-        many.iter().zip(&few).all(|(many, few)| *few == 16.min(*many)) && few.iter().sum::<usize>() < many.iter().sum(),
-        "{many:?} {few:?}"
-    );
+    assert!(!few.is_empty() && few.iter().all(|few| *few == 1) && few.iter().sum::<usize>() < many.iter().sum(), "{many:?} {few:?}");
     assert!(threads.slot_bytes() < fused.slot_bytes());
     for batch in [0, 1, 4] {
         let values = leaves(&network, batch);

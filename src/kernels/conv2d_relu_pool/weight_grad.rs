@@ -1,60 +1,116 @@
 //! The block's gradient for weight and bias: for each filter, the patches that had a maximum, each times its gradient.
 
-use pulp::{Simd, WithSimd};
+use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::terms::{Piece, Terms, add, cover, with_shape};
 use super::{Dy, Layout, SCRATCH, Scratch, grown, passed};
-use crate::kernels::{arch, tasks::share_both};
+use crate::kernels::{
+    arch,
+    tasks::{share, share_both},
+};
 use crate::ops::conv2d::{Block, EDGE, PLACES};
 
 /// Elements of x under the windows whose terms are collected together: half of what a first-level cache holds.
 const PIXELS: usize = 4096;
 
+/// Parts into which the windows are cut, so that there is work for the threads of a processor. Each part's sums are memory to write
+/// and to add up, so a part has so many windows at least, and all together have so many sums at most.
+const PARTS: usize = 16;
+const WINDOWS: usize = 64;
+const SUMS: usize = 4 << 20;
+
+/// Filters of a task.
+const FILTERS: usize = 32;
+
+/// Edges of a tile that is turned at once.
+const TILE: usize = 16;
+
 /// dw `[slices, KH, KW, C, O]` and db `[slices, O]`: each slice the sum over its run of windows.
 pub(crate) fn weight_grad(block: &Block, slices: usize, x: &[f32], dy: Dy<'_>, (dw, db): (&mut [f32], &mut [f32]), memory: &mut Vec<f32>) {
     let layout = Layout::new(block);
     let outputs = block.conv.outputs();
-    let x = layout.stage(block, x, grown(memory, layout.staged(block, x)));
     let windows = dy.dy.len() / outputs;
     let slice = windows.div_ceil(slices);
-    share_both(dw, db, [block.conv.depth() * outputs, outputs], |i, dw, db| {
-        let [first, end] = [i * slice, (i + 1) * slice].map(|window| window.min(windows));
-        let part = dy.part(first * outputs..end * outputs);
+    let most = (PARTS / slices).min(SUMS / (slices * outputs * block.conv.depth()));
+    let parts = most.min(slice.div_ceil(WINDOWS)).max(1);
+    let part = slice.div_ceil(parts);
+    let group = if outputs.is_multiple_of(FILTERS) { FILTERS } else { outputs };
+    // Of a patch, each run of taps begins at a whole vector.
+    let run = arch().dispatch(Padded(layout.run));
+    let patch = layout.runs() * run;
+
+    let sums = slices * parts * outputs;
+    let (sums, copies) = grown(memory, sums * (patch + 1) + layout.staged(block, x)).split_at_mut(sums * (patch + 1));
+    let (sums, biases) = sums.split_at_mut(slices * parts * outputs * patch);
+    let x = layout.stage(block, x, copies);
+    share_both(sums, biases, [group * patch, group], |i, sums, bias| {
+        let (i, first_filter) = (i * group / outputs, i * group % outputs);
+        let end = windows.min((i / parts + 1) * slice);
+        let [first, end] = [0, 1].map(|after| (i / parts * slice + (i % parts + after) * part).min(end));
+        let dy = dy.part(first * outputs..end * outputs);
         SCRATCH.with_borrow_mut(|scratch| {
-            arch().dispatch(Slice { layout: &layout, first, x, dy: part, outputs, dw, db, scratch });
+            arch().dispatch(Part { layout: &layout, first, x, dy, filters: [first_filter, outputs], sums, bias, scratch });
         });
+    });
+
+    let (sums, biases) = (&*sums, &*biases);
+    for (slice, db) in db.chunks_exact_mut(outputs).enumerate() {
+        db.fill(0.0);
+        for bias in biases[slice * parts * outputs..][..parts * outputs].chunks_exact(outputs) {
+            db.iter_mut().zip(bias).for_each(|(db, bias)| *db += bias);
+        }
+    }
+    let taps = block.conv.kernel[0] * block.conv.kernel[1];
+    share(dw, layout.pixel * outputs, |i, dw| {
+        let k = i % taps * layout.pixel;
+        let sums = &sums[i / taps * parts * outputs * patch..][..parts * outputs * patch];
+        arch().dispatch(Turned { sums, column: k / layout.run * run + k % layout.run, patch, outputs, dw });
     });
 }
 
-/// One slice: the windows from number `first` of the batch on.
-struct Slice<'a> {
+/// A length, and as many elements more as fill its last vector.
+struct Padded(usize);
+
+impl WithSimd for Padded {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        self.0.next_multiple_of(S::F32_LANES)
+    }
+}
+
+/// Some filters' sums over the windows from number `first` of the batch on.
+struct Part<'a> {
     layout: &'a Layout,
     first: usize,
     x: &'a [f32],
+    /// Of those windows, and all filters.
     dy: Dy<'a>,
-    outputs: usize,
-    dw: &'a mut [f32],
-    db: &'a mut [f32],
+    /// The number of the first filter, and of all.
+    filters: [usize; 2],
+    /// `[filters, runs, padded run]`.
+    sums: &'a mut [f32],
+    bias: &'a mut [f32],
     scratch: &'a mut Scratch,
 }
 
-impl WithSimd for Slice<'_> {
+impl WithSimd for Part<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { layout, first, x, dy, outputs, dw, db, scratch } = self;
+        let Self { layout, first, x, dy, filters: [first_filter, outputs], sums, bias, scratch } = self;
         let vectors = layout.run.div_ceil(S::F32_LANES);
         let most = if S::REGISTER_COUNT >= 32 { 18 } else { 12 };
         let patch = layout.runs() * vectors * S::F32_LANES;
         let group = (PIXELS / (layout.step[1] * EDGE)).clamp(16, 64);
-        let sums = grown(&mut scratch.sums, outputs * patch);
         let (starts, at) = grown(&mut scratch.at, 2 * group).split_at_mut(group);
         let by = grown(&mut scratch.by, group);
         let pieces = &mut scratch.pieces;
         cover(layout.runs(), vectors, most, pieces);
         sums.fill(0.0);
-        db.fill(0.0);
+        bias.fill(0.0);
 
         let windows = dy.dy.len() / outputs;
         for start in (0..windows).step_by(group) {
@@ -67,20 +123,55 @@ impl WithSimd for Slice<'_> {
                 *at = (places_of.next() - base) as u32;
             }
             let dy = dy.part(start * outputs..end * outputs);
-            add_bias(dy, outputs, db);
+            add_bias(dy, outputs, first_filter, bias);
             for (o, sums) in sums.chunks_exact_mut(patch).enumerate() {
-                let terms = collect(layout, dy, [o, outputs], &starts[..end - start], at, by);
+                let terms = collect(layout, dy, [first_filter + o, outputs], &starts[..end - start], at, by);
                 for &piece in &*pieces {
                     with_shape!(piece.shape, add_piece::<S>(simd, piece, layout, vectors, terms, x, sums));
                 }
             }
         }
-        // What is behind the end of a run was summed and is left out.
-        let padded_run = vectors * S::F32_LANES;
-        for (k, row) in dw.chunks_exact_mut(outputs).enumerate() {
-            let column = k / layout.run * padded_run + k % layout.run;
-            for (dw, &sum) in row.iter_mut().zip(sums[column..].iter().step_by(patch)) {
-                *dw = sum;
+    }
+}
+
+/// Adds up the parts of a slice for one tap, `[parts, O, patch]` of which its channels begin at `column`, and turns their sum to
+/// dw `[C, O]`.
+struct Turned<'a> {
+    sums: &'a [f32],
+    column: usize,
+    patch: usize,
+    outputs: usize,
+    dw: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Turned<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { sums, column, patch, outputs, dw } = self;
+        for (c, dw) in dw.chunks_mut(TILE * outputs).enumerate() {
+            let channels = dw.len() / outputs;
+            for o in (0..outputs).step_by(TILE) {
+                let filters = TILE.min(outputs - o);
+                let mut tile = [[0.0; TILE]; TILE];
+                for part in sums.chunks_exact(outputs * patch) {
+                    for (tile, sums) in tile.iter_mut().zip(part[o * patch..].chunks_exact(patch)).take(filters) {
+                        let sums = &sums[column + c * TILE..];
+                        if channels == TILE {
+                            tile.iter_mut().zip(&sums[..TILE]).for_each(|(tile, sum)| *tile += sum);
+                        } else {
+                            tile.iter_mut().zip(&sums[..channels]).for_each(|(tile, sum)| *tile += sum);
+                        }
+                    }
+                }
+                for (i, dw) in dw.chunks_exact_mut(outputs).enumerate() {
+                    if filters == TILE {
+                        dw[o..o + TILE].iter_mut().zip(&tile).for_each(|(dw, tile)| *dw = tile[i]);
+                    } else {
+                        dw[o..].iter_mut().zip(&tile).for_each(|(dw, tile)| *dw = tile[i]);
+                    }
+                }
             }
         }
     }
@@ -116,12 +207,13 @@ fn collect<'a>(
     Terms { at: &at[..len], by: &by[..len] }
 }
 
-/// Adds the gradients of some windows to those of the bias.
+/// Adds the gradients of some windows to those of the bias of some filters.
 #[inline(always)]
-fn add_bias(dy: Dy<'_>, outputs: usize, db: &mut [f32]) {
+fn add_bias(dy: Dy<'_>, outputs: usize, first: usize, bias: &mut [f32]) {
+    let filters = first..first + bias.len();
     for (dy, y) in dy.dy.chunks_exact(outputs).zip(dy.y.chunks_exact(outputs)) {
-        for ((db, &dy), &y) in db.iter_mut().zip(dy).zip(y) {
-            *db += if passed(y) { dy } else { 0.0 };
+        for ((bias, &dy), &y) in bias.iter_mut().zip(&dy[filters.clone()]).zip(&y[filters.clone()]) {
+            *bias += if passed(y) { dy } else { 0.0 };
         }
     }
 }

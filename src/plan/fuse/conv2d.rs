@@ -93,8 +93,8 @@ impl Chain for Block {
     }
 }
 
-/// Slices of a weight's gradient that keep the threads of a processor busy. Each is memory to write and to add up.
-const THREADS: usize = 16;
+/// Slices of a weight's gradient on a processor: the kernel itself hands the work to threads, and adds up what they find.
+const THREADS: usize = 1;
 
 /// Every block of the graph.
 pub(super) fn find(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
