@@ -58,6 +58,7 @@ fn a_benchmark_tells_everything_as_json() {
         (&report["training"]["images"], &report["training"]["test_images"], &report["training"]["batch"]),
         (&96.into(), &40.into(), &32.into())
     );
+    assert_eq!(report["training"]["precision"], "f32");
     let epochs = report["training"]["epochs"].as_array().unwrap();
     assert_eq!(epochs.len(), 2);
     epochs.iter().for_each(|epoch| check_positive(epoch, &["seconds", "images_per_s", "loss", "val_seconds", "val_images_per_s"]));
@@ -91,5 +92,20 @@ fn every_kind_of_step_is_profiled_with_a_trace_that_viewers_read() {
             assert!(ts >= end - 1e-3 && dur >= 0.0, "events in order: {event} after {end}");
             end = ts + dur;
         }
+    }
+}
+
+#[test]
+fn what_a_device_cannot_do_is_an_error_and_not_another_measurement() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["bench", "profile"] {
+        let mut program = Command::new(binary::program());
+        program
+            .args([command, "--device", "cpu", "--precision", "mixed"])
+            .env("SHADERNET_OFFLINE", "1")
+            .env("SHADERNET_CACHE", folder.path());
+        let output = program.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && output.stdout.is_empty() && said.contains("SHADER_F16"), "{command}: {said}");
     }
 }

@@ -18,6 +18,7 @@ use shadernet::predict::Predictor;
 use shadernet::train::{Session, TrainConfig, Trainer};
 use shadernet::{Error, Result as LibraryResult};
 
+use super::precision::Numbers;
 use super::progress::{Download, remark};
 use super::{Chosen, Device, Result, answer, answer_json, at_least_one, batch_size, format, kernels};
 
@@ -29,6 +30,8 @@ use super::{Chosen, Device, Result, answer, answer_json, at_least_one, batch_siz
 #[derive(Args)]
 #[command(after_help = "Examples:\n  shadernet bench\n  shadernet bench --device cpu --limit-train 6400 --epochs 2 --json")]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    numbers: Numbers,
     #[command(flatten)]
     device: Device,
     /// The images: as for `train`. Where there is only the sample, it is repeated to the numbers of CIFAR-10.
@@ -90,6 +93,7 @@ struct Report {
     data: String,
     images: [usize; 2],
     batch: usize,
+    precision: &'static str,
     epochs: Vec<Epoch>,
     inference: Vec<Inference>,
     start: [f64; 2],
@@ -117,8 +121,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 }
 
 fn measure(arguments: &Arguments) -> LibraryResult<Report> {
-    let (chosen, why) = arguments.device.choose(Checks::Off)?;
+    let (chosen, why) = arguments.device.choose(arguments.numbers.options(Checks::Off))?;
     let exec = chosen.executor()?;
+    arguments.numbers.precision().check(exec.as_ref())?;
     let device = exec.device();
     remark(&format!("device {device}: {why}"));
     let mut download = Download::default();
@@ -131,7 +136,8 @@ fn measure(arguments: &Arguments) -> LibraryResult<Report> {
     remark("starting: one training step in a process of its own, cold and warm");
     let start = starts(arguments)?;
     remark(&format!("training: {} epochs of {} images", arguments.epochs, format::grouped(train.len() as u64)));
-    let config = TrainConfig { epochs: arguments.epochs, batch: arguments.batch_size, ..TrainConfig::default() };
+    let precision = arguments.numbers.precision();
+    let config = TrainConfig { epochs: arguments.epochs, batch: arguments.batch_size, precision, ..TrainConfig::default() };
     let mut trainer = Trainer::new(exec, model.clone(), train, test, config)?;
     let epochs = bench::train(&mut trainer)?;
     let weights = trainer.weights();
@@ -161,6 +167,7 @@ fn measure(arguments: &Arguments) -> LibraryResult<Report> {
         data,
         images: [train.len(), test.len()],
         batch: arguments.batch_size,
+        precision: arguments.numbers.name(),
         epochs,
         inference,
         start,
@@ -219,6 +226,7 @@ fn start(arguments: &Arguments, caches: &Path) -> LibraryResult<f64> {
     };
     command.args(["bench", "--first-step", "--device", device, "--batch-size", &arguments.batch_size.to_string()]);
     command.args(["--width", &arguments.width.to_string()]);
+    command.args(arguments.numbers.arguments());
     let tune = arguments.device.tune.to_possible_value();
     command.args(["--tune", tune.as_ref().map_or("off", |value| value.get_name())]);
     if let Some(threads) = arguments.device.threads {
@@ -244,11 +252,11 @@ fn start(arguments: &Arguments, caches: &Path) -> LibraryResult<f64> {
 /// What the process does whose start is measured. Its images are the sample, so that no disk is measured.
 fn first_step(arguments: &Arguments) -> Result {
     let began = Instant::now();
-    let (exec, _) = arguments.device.open()?;
+    let (exec, _) = arguments.device.open_with(arguments.numbers.options(Checks::Off))?;
     let mut images = data::sample();
     images.train = bench::repeated(&images.train, arguments.batch_size);
     let model = cifar10_cnn_wide(&images.train.classes, arguments.width);
-    let config = TrainConfig { batch: arguments.batch_size, ..TrainConfig::default() };
+    let config = TrainConfig { batch: arguments.batch_size, precision: arguments.numbers.precision(), ..TrainConfig::default() };
     let mut session = Session::new(exec, &model, &images.train, &images.test, config)?;
     log::debug!("loaded after {:.3} s", began.elapsed().as_secs_f64());
     session.start_epoch(0)?;
@@ -280,6 +288,7 @@ impl Report {
                 "images": self.images[0],
                 "test_images": self.images[1],
                 "batch": self.batch,
+                "precision": self.precision,
                 "images_per_s": self.median(|epoch| epoch.images_per_s),
                 "seconds_per_epoch": self.median(|epoch| epoch.seconds),
                 "val_images_per_s": self.median(|epoch| epoch.val_images_per_s),
@@ -311,11 +320,12 @@ impl Report {
             (
                 "training",
                 format!(
-                    "{} images/s, {:.3} s an epoch (median of {}), batch {}",
+                    "{} images/s, {:.3} s an epoch (median of {}), batch {}, {}",
                     rate(self.median(|epoch| epoch.images_per_s)),
                     self.median(|epoch| epoch.seconds),
                     self.epochs.len(),
-                    self.batch
+                    self.batch,
+                    self.precision
                 ),
             ),
             ("validation", format!("{} images/s", rate(self.median(|epoch| epoch.val_images_per_s)))),

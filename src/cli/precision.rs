@@ -33,6 +33,20 @@ enum Used {
 }
 
 impl Numbers {
+    /// The arguments that say the same to another process.
+    pub(super) fn arguments(self) -> [String; 2] {
+        let cooperative = if self.cooperative == Used::Auto { "auto" } else { "off" };
+        [format!("--precision={}", self.name()), format!("--cooperative={cooperative}")]
+    }
+
+    /// The precision as it is asked for.
+    pub(super) fn name(self) -> &'static str {
+        match self.precision {
+            Stored::F32 => "f32",
+            Stored::Mixed => "mixed",
+        }
+    }
+
     pub(super) fn precision(self) -> Precision {
         match self.precision {
             Stored::F32 => Precision::F32,

@@ -14,6 +14,7 @@ use shadernet::predict::Predictor;
 use shadernet::train::{Session, TrainConfig};
 use shadernet::{Result as LibraryResult, exec::Executor};
 
+use super::precision::Numbers;
 use super::{Device, Result, answer, answer_json, at_least_one, batch_size, format, kernels, model_or_builtin};
 
 /// Time every kernel of a step on a device: microseconds, operations and bytes a second, and the share of what the device can do.
@@ -25,6 +26,8 @@ use super::{Device, Result, answer, answer_json, at_least_one, batch_size, forma
 pub(super) struct Arguments {
     /// A model, as `train --out` writes it [default: the built-in CIFAR-10 network].
     model: Option<PathBuf>,
+    #[command(flatten)]
+    numbers: Numbers,
     #[command(flatten)]
     device: Device,
     /// Which step: of training, of the evaluation after an epoch, or of prediction.
@@ -66,8 +69,9 @@ const MOST_IMAGES: usize = 50_000;
 /// Runs the command.
 pub(super) fn run(arguments: &Arguments) -> Result {
     let (model, weights) = model_or_builtin(arguments.model.as_deref())?;
-    let (chosen, why) = arguments.device.choose(Checks::Off)?;
+    let (chosen, why) = arguments.device.choose(arguments.numbers.options(Checks::Off))?;
     let exec = chosen.executor()?;
+    arguments.numbers.precision().check(exec.as_ref())?;
     let (device, name) = (exec.device(), model.name.clone());
     let (measured, ceiling) = match arguments.what {
         What::Train | What::Evaluate => of_session(exec, &model, arguments)?,
@@ -99,7 +103,7 @@ fn of_session(exec: Box<dyn Executor>, model: &Model, arguments: &Arguments) -> 
         // Whole batches, one at least.
         bench::noise_images(model, batch * steps.min(MOST_IMAGES / batch).max(1))
     };
-    let config = TrainConfig { batch, ..TrainConfig::default() };
+    let config = TrainConfig { batch, precision: arguments.numbers.precision(), ..TrainConfig::default() };
     let one = bench::noise_images(model, 1);
     if what == What::Train {
         let mut session = Session::new(exec, model, &images(batch), &one, config)?;
