@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Clients that no one here wrote, against the program: tritonclient (HTTP, gRPC), kserve, requests, curl, schemathesis; and the manifests
-# against their schemas, the Dockerfile by hadolint. Python packages go into target/serve-clients. Exit code 77: they cannot be had here.
+# against their schemas, the Dockerfile by hadolint; and boofuzz for a quarter of a minute. Python packages go into target/serve-clients. Exit code 77: they cannot be had here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -106,3 +106,4 @@ stop
 "$python" tests/serve/manifests.py kubernetes
 "$python" tests/serve/manifests.py kserve
 if [ -x "$work/venv/bin/hadolint" ]; then "$work/venv/bin/hadolint" deploy/Dockerfile && echo 'ok  Dockerfile, hadolint'; fi
+PROGRAM=$program tests/serve/malformed.sh 15 || [ $? = 77 ]
