@@ -105,5 +105,8 @@ stop
 
 "$python" tests/serve/manifests.py kubernetes
 "$python" tests/serve/manifests.py kserve
-if [ -x "$work/venv/bin/hadolint" ]; then "$work/venv/bin/hadolint" deploy/Dockerfile && echo 'ok  Dockerfile, hadolint'; fi
+if [ -x "$work/venv/bin/hadolint" ]; then
+    "$work/venv/bin/hadolint" deploy/Dockerfile
+    echo 'ok  Dockerfile, hadolint'
+fi
 PROGRAM=$program tests/serve/malformed.sh 15 || [ $? = 77 ]
