@@ -391,6 +391,8 @@ fn every_kernel_has_a_mutation_and_every_mutation_is_valid_wgsl() {
             checked.unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
         }
     }
+    let count = |targets: &[Target]| targets.iter().map(|target| target.faults.len()).sum::<usize>();
+    println!("{} mutations, {} races", count(&mutations()), count(&races()));
     // Kernels for f16 have the text of the file but for their aliases.
     let stem = |target: &Target| target.kernel().name.split("_f16_").next().unwrap_or_default().to_owned();
     let broken: BTreeSet<String> = mutations().iter().chain(&cooperative::targets()).map(stem).collect();
