@@ -19,12 +19,6 @@
 // ceil(CHANNELS / TILE_NX), and as many of these as there are tiles of TILE_MX in the N·H·W rows of dx.
 // CPU twin: `Conv2dReluPoolGrad::reference` in src/ops/conv2d/relu_pool/both.rs.
 
-// What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
-alias X = f32;
-alias DY = f32;
-alias Y = f32;
-alias DX = f32;
-
 override H: u32;
 override W: u32;
 override PH: u32;
@@ -53,14 +47,14 @@ override RIGHT: u32 = max(TILE_N, TILE_NX + 1u) * STEP; // and of the right ones
 
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
-@group(0) @binding(0) var<storage, read> x: array<X>;
-@group(0) @binding(1) var<storage, read> dy: array<DY>;
-@group(0) @binding(2) var<storage, read> y: array<Y>;
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> dy: array<f32>;
+@group(0) @binding(2) var<storage, read> y: array<f32>;
 @group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
 @group(0) @binding(4) var<storage, read> w: array<f32>;
 @group(0) @binding(5) var<storage, read_write> dw: array<f32>;
 @group(0) @binding(6) var<storage, read_write> db: array<f32>;
-@group(0) @binding(7) var<storage, read_write> dx: array<DX>;
+@group(0) @binding(7) var<storage, read_write> dx: array<f32>;
 struct Call {
     batch: u32,
 }
@@ -131,7 +125,7 @@ fn weight_grad(tile: u32, lane: u32) {
             let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
             var value = 0.0;
             if k < end && row < rows && h < H && v < W {
-                value = f32(x[((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel]);
+                value = x[((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel];
             }
             left_tile[i] = value;
         }
@@ -305,14 +299,14 @@ fn store_input_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
         return;
     }
     for (var i = 0u; i < 4u && column + i < CHANNELS; i += 1u) {
-        dx[row * CHANNELS + column + i] = DX(values[i]);
+        dx[row * CHANNELS + column + i] = values[i];
     }
 }
 
 // The gradient of the convolution's output at one place of a window, given the element of y.
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+    return select(dy[i], 0.0, there != here || y[i] <= 0.0);
 }
 
 fn left_quad(i: u32) -> vec4<f32> {

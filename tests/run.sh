@@ -136,49 +136,22 @@ else
     skip 'SwiftShader' "no chromium-common package to take it from (see $work/swiftshader.log)"
 fi
 
-# Mesa's software adapter has cooperative matrices since release 26, which Debian has in the backports to trixie. Its packages and all
-# they need, the C library too, are unpacked below the target folder and run by their own dynamic linker. apt works on a state of its
-# own there, with the mirror that this machine's has for its release.
+# Mesa's software adapter has cooperative matrices since release 26, which Debian has in the backports to trixie.
 newer_mesa() {
-    local folder=$work/mesa-26 mirror codename driver
-    mesa=$folder/root
-    [ -f "$folder/icd.json" ] && return
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo 'no apt' && return 1; }
-    codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") || { echo 'not Debian' && return 1; }
-    mirror=$(
-        apt-get indextargets --format '$(REPO_URI) $(COMPONENT) $(RELEASE)' 'Created-By: Packages' |
-            awk -v codename="$codename" '$2 == "main" && $3 == codename { print $1; exit }'
-    )
-    [ -n "$mirror" ] || { echo "apt has no mirror for main of $codename" && return 1; }
-    rm -rf "$folder" && mkdir -p "$folder"/{lists,cache/archives/partial,root}
-    : >"$folder/status"
-    for suite in trixie trixie-backports; do
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
-    done >"$folder/sources.list"
-    local options=(
-        -o Dir::Etc::SourceList="$folder/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$folder/lists"
-        -o Dir::State::status="$folder/status" -o Dir::Cache="$folder/cache" -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)"
-        -o APT::Install-Recommends=false -o APT::Get::List-Cleanup=false -o DPkg::Post-Invoke= -o APT::Keep-Downloaded-Packages=true
-    )
-    apt-get "${options[@]}" update -q || return 1
-    apt-get "${options[@]}" install -qy --download-only mesa-vulkan-drivers/trixie-backports libvulkan1 libc6 || return 1
-    for package in "$folder"/cache/archives/*.deb; do
-        dpkg-deb -x "$package" "$mesa" || return 1
-    done
-    rm -rf "$folder"/cache "$folder"/lists
+    mesa=$work/mesa-26
+    tests/debian13.sh "$mesa" mesa-vulkan-drivers/trixie-backports libvulkan1 libc6 || return 1
     driver=$(find "$mesa" -name libvulkan_lvp.so | head -n 1)
     [ -n "$driver" ] || { echo 'the packages have no libvulkan_lvp.so' && return 1; }
-    printf '{ "ICD": { "api_version": "1.3.0", "library_path": "%s" }, "file_format_version": "1.0.1" }\n' "$driver" >"$folder/icd.json"
+    icd=$mesa/icd.json
+    printf '{ "ICD": { "api_version": "1.3.0", "library_path": "%s" }, "file_format_version": "1.0.1" }\n' "$driver" >"$icd"
 }
 
 name="Mesa's newer software adapter, cooperative matrices"
 if newer_mesa >"$work/mesa-26.log" 2>&1; then
-    driver=$(find "$mesa" -name libvulkan_lvp.so | head -n 1)
     linker=$(find "$mesa" -name 'ld-linux-*.so.*' | head -n 1)
     host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-    icd=$work/mesa-26/icd.json
     pass "$name" env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=llvmpipe SHADERNET_TEST_COOPERATIVE=required LP_NATIVE_VECTOR_WIDTH=256 \
-        MESA_SHADER_CACHE_DIR="$work/mesa-26/shaders" VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
+        MESA_SHADER_CACHE_DIR="$mesa/shaders" VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
         "CARGO_TARGET_${host}_RUNNER=$linker --library-path $(dirname "$driver")" \
         bash -c 'cargo test --test cooperative && cargo test --test mutations cooperative'
 else

@@ -11,8 +11,8 @@ use shadernet::exec::gpu::Checks;
 use shadernet::files::{NamedTensor, write_atomic};
 use shadernet::nn::Model;
 use shadernet::predict::Predictor;
-use shadernet::train::{Session, TrainConfig};
-use shadernet::{Result as LibraryResult, exec::Executor};
+use shadernet::train::{Precision, Session, TrainConfig};
+use shadernet::{Error, Result as LibraryResult, exec::Executor};
 
 use super::precision::Numbers;
 use super::{Device, Result, answer, answer_json, at_least_one, batch_size, format, kernels, model_or_builtin};
@@ -68,6 +68,9 @@ const MOST_IMAGES: usize = 50_000;
 
 /// Runs the command.
 pub(super) fn run(arguments: &Arguments) -> Result {
+    if arguments.what != What::Train && arguments.numbers.precision() != Precision::F32 {
+        return Err(Error::invalid("--precision", arguments.numbers.name(), "f32: only training has another one (--what train)").into());
+    }
     let (model, weights) = model_or_builtin(arguments.model.as_deref())?;
     let (chosen, why) = arguments.device.choose(arguments.numbers.options(Checks::Off))?;
     let exec = chosen.executor()?;

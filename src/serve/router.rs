@@ -63,9 +63,9 @@ pub(super) async fn answer(state: Arc<State>, door: Door, request: Request<Incom
 #[cfg(feature = "otel")]
 fn kind_of(path: &str) -> &'static str {
     match path {
-        _ if path.ends_with("/infer") || path.ends_with(":predict") || path.starts_with("/classify") => "infer",
-        _ if path.contains("/health/") || path.ends_with("z") || path == "/ping" => "health",
         "/metrics" => "metrics",
+        "/healthz" | "/readyz" | "/ping" | "/v2/health/live" | "/v2/health/ready" => "health",
+        _ if path.ends_with("/infer") || path.ends_with(":predict") || path.starts_with("/classify") => "infer",
         _ => "other",
     }
 }

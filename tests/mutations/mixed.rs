@@ -54,13 +54,6 @@ fn blocks() -> Vec<Target> {
                 ["the next channel", "* CHANNELS + channel]);", "* CHANNELS + channel + 1u]);"],
             ],
         ),
-        target(
-            example(Conv2dReluPoolGrad { conv, slices: 4, output: DType::F16 }, &[x, y, y, place, w], 3),
-            &[
-                ["the next gradient", "select(f32(dy[i]),", "select(f32(dy[i + 1u]),"],
-                ["one element of four stored", "= DX(values[i]);", "= DX(values[0]);"],
-            ],
-        ),
         target(example(Cast { to: DType::F16 }, &[batched(&[7, 9, 5])], 3), &[["of the other sign", "Y(x[i])", "Y(-x[i])"]]),
         target(
             example(Cast { to: DType::F32 }, &[half(batched(&[7, 9, 5]))], 3),

@@ -54,7 +54,7 @@ pub(super) fn relu_pools() -> Vec<Target> {
             ],
         ),
         target(
-            example(Conv2dReluPoolGrad { conv, slices: 4, output: DType::F32 }, &[x, y, y, place, w], 3),
+            example(Conv2dReluPoolGrad { conv, slices: 4 }, &[x, y, y, place, w], 3),
             &[
                 ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
                 ["every bias of the first tile", "db[slice * FILTERS + column0 + lane]", "db[slice * FILTERS + lane]"],
@@ -67,6 +67,38 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["what did not win gets a gradient", "there != here || ", ""],
                 ["weights of the next tap", "w[(tap * CHANNELS", "w[((tap + 1u) % (KH * KW) * CHANNELS"],
             ],
+        ),
+    ]
+}
+
+/// Barriers left out of convolutions with pooling.
+pub(super) fn races() -> Vec<Target> {
+    let conv = Conv2d::default();
+    let (x, w, b) = (batched(&[9, 7, 5]), fixed(&[3, 2, 5, 68]), fixed(&[68]));
+    let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
+    let place = TensorType { dtype: DType::U8, ..y };
+    let sized = ["no barrier after the rows' windows", "workgroupBarrier();\n\n    // The block", "// The block"];
+    let staged = ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"];
+    let next = ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"];
+    let next_of_dw = ["no barrier before the next staging for dw", "workgroupBarrier();\n    }\n    if", "}\n    if"];
+    let staged_of_dw = [
+        "no barrier after staging for dw",
+        "workgroupBarrier();\n        for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * TILE_M",
+        "for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * TILE_M",
+    ];
+    let staged_of_dx = [
+        "no barrier after staging for dx",
+        "workgroupBarrier();\n        for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * pitch",
+        "for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * pitch",
+    ];
+    let dx = Conv2dReluPoolInputGrad { conv, input: [9, 7], output: DType::F32 };
+    vec![
+        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b], 3), &[staged, next, sized]),
+        target(example(dx, &[y, y, place, w], 3), &[staged, next, sized]),
+        target(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 1 }, &[x, y, y, place], 9), &[staged, next_of_dw]),
+        target(
+            example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x, y, y, place, w], 9),
+            &[staged_of_dw, staged_of_dx, next_of_dw, next, sized],
         ),
     ]
 }

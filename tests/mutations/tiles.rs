@@ -46,11 +46,7 @@ pub(crate) fn targets() -> Vec<Target> {
         eights(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: DType::F32 }, &[pooled, pooled, place, w], 3, &[right, lower]),
         eights(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 5 }, &[x, pooled, pooled, place], 3, &[right, lower]),
         target(
-            example(
-                Altered::named(Conv2dReluPoolGrad { conv, slices: 5, output: DType::F32 }, "/64x64+64x64x16/8x8"),
-                &[x, pooled, pooled, place, w],
-                3,
-            ),
+            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 5 }, "/64x64+64x64x16/8x8"), &[x, pooled, pooled, place, w], 3),
             &[
                 ["later rows' pixels not set", "i < TILE_MX; i += LANES", "i < 32u; i += LANES"],
                 [

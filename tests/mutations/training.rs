@@ -93,3 +93,15 @@ pub(super) fn targets() -> Vec<Target> {
         ),
     ]
 }
+
+/// The barrier left out of Adam's sums of slices.
+pub(super) fn races() -> Vec<Target> {
+    let adam = Adam::default();
+    let tree = ["no barrier in the tree", "workgroupBarrier();\n            if lane", "if lane"];
+    let [one, other] = [9, 5].map(|len| [fixed(&[len]), fixed(&[2, len]), fixed(&[300, len])]);
+    let group: Vec<TensorType> = (0..3).flat_map(|operand| [one[operand], other[operand]]).chain([fixed(&[4])]).collect();
+    vec![
+        target(example(adam, &[one[0], one[1], one[2], fixed(&[4])], 1), &[tree]),
+        target(example(AdamGroup { adam, count: 2 }, &group, 1), &[tree]),
+    ]
+}

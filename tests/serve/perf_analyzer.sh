@@ -23,26 +23,10 @@ if [ ! -x "$binary" ]; then
     chmod +x "$binary"
 fi
 
-# The libraries of Debian 13, from the mirror that this machine's Debian comes from.
-libraries() {
-    command -v apt-get dpkg-deb >/dev/null || return 1
-    local mirror
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' | head -n 1)
-    [ -n "$mirror" ] || return 1
-    mkdir -p "$work/apt/lists/partial" "$work/apt/archives/partial" "$root"
-    : >"$work/apt/status"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$work/apt/sources.list"
-    local options=(-qq -o Dir::Etc::sourcelist="$work/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::State::lists="$work/apt/lists"
-        -o Dir::State::status="$work/apt/status" -o Dir::Cache="$work/apt" -o APT::Install-Recommends=false -o Debug::NoLocking=1
-        -o APT::Sandbox::User="$(id -un)")
-    apt-get "${options[@]}" update && apt-get "${options[@]}" -y --download-only install libc6 libgcc-s1 libssl3t64 libstdc++6 zlib1g || return 1
-    for package in "$work"/apt/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
-}
-
 run=("$binary")
 if ! "$binary" --version >/dev/null 2>&1; then
+    tests/debian13.sh "$root" libc6 libgcc-s1 libssl3t64 libstdc++6 zlib1g || exit 77
     loader=$root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
-    [ -e "$loader" ] || libraries || exit 77
     run=("$loader" --library-path "$root/usr/lib/x86_64-linux-gnu" "$binary")
 fi
 "${run[@]}" --version >/dev/null 2>&1 || { "${run[@]}" --version; exit 1; }

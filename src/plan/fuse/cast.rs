@@ -14,7 +14,7 @@ fn loads(op: &Op, operand: usize) -> bool {
     match op {
         Op::Conv2dReluPool(_) => operand == 0,
         Op::Conv2dReluPoolInputGrad(_) => operand < 2,
-        Op::Conv2dReluPoolWeightGrad(_) | Op::Conv2dReluPoolGrad(_) | Op::DenseGrad(_) => operand < 3,
+        Op::Conv2dReluPoolWeightGrad(_) | Op::DenseGrad(_) => operand < 3,
         Op::Dense(_) => operand == 0,
         _ => false,
     }
@@ -25,7 +25,6 @@ fn storing(op: &Op, extra: Option<usize>) -> Option<Op> {
     match (op, extra) {
         (Op::Conv2dReluPool(block), None) => Some(Conv2dReluPool { output: DType::F16, ..*block }.into()),
         (Op::Conv2dReluPoolInputGrad(grad), None) => Some(Conv2dReluPoolInputGrad { output: DType::F16, ..*grad }.into()),
-        (Op::Conv2dReluPoolGrad(grad), Some(1)) => Some(Conv2dReluPoolGrad { output: DType::F16, ..*grad }.into()),
         (Op::Dense(dense), None) => Some(Dense { output: DType::F16, ..*dense }.into()),
         (Op::DenseGrad(grad), Some(1)) => Some(DenseGrad { dx: DType::F16, ..*grad }.into()),
         _ => None,

@@ -68,7 +68,7 @@ impl Chain for Block {
         let place = graph.extra_outputs(y);
         if let (Some(dx), true) = (backward.dx, backward.at_once) {
             let operands: Vec<TensorId> = [x, dy, y].into_iter().chain(place).chain([w]).collect();
-            let dw = graph.apply(Conv2dReluPoolGrad { conv, slices: backward.slices, output: DType::F32 }, &operands)?;
+            let dw = graph.apply(Conv2dReluPoolGrad { conv, slices: backward.slices }, &operands)?;
             let extra = graph.extra_outputs(dw);
             let db = graph.sum(extra[0], &[0])?;
             now.extend([(backward.dw, dw), (backward.db, db), (dx, extra[1])]);
@@ -136,7 +136,8 @@ fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, (most, at_once): (usi
             let Some(Op::Conv2dWeightGrad(Conv2dWeightGrad { slices, .. })) = uses.op(dw) else { return None };
             let (dy, slices) = (uses.inputs(unpooled)[1], most.min(*slices));
             // In mixed precision each has kernels of cooperative matrices, which one operator for both has not.
-            let at_once = at_once && !matches!(uses.op(uses.inputs(conv_id)[0]), Some(Op::Cast(_)));
+            let is_cast = |id: TensorId| matches!(uses.op(id), Some(Op::Cast(_)));
+            let at_once = at_once && !is_cast(dy) && !is_cast(uses.inputs(conv_id)[0]);
             Some(Backward { dy, through: [unpooled, through], dx, db, dw, slices, at_once })
         }
     };

@@ -5,20 +5,17 @@ use super::{Block, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
-use crate::ops::stored::stored;
-use crate::ops::{Cpu, Kernel, Launch, Reference, Rules, Style, Tiles, Variant, Workgroups, kernel, no_second_gradient};
+use crate::ops::{Cpu, Launch, Reference, Rules, Style, Tiles, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{DType, TensorType};
 
 /// What [`Conv2dReluPoolWeightGrad`] and [`Conv2dReluPoolInputGrad`] compute: dw `[slices, KH, KW, I, O]` and, extra, db `[slices, O]` and dx
-/// `[N, H, W, I]` of operands x, dy, y, the places, and w.
+/// `[N, H, W, I]` of operands x, dy, y, the places, and w. All floats are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPoolGrad {
     /// The convolution.
     pub conv: Conv2d,
     /// How many partial sums there are of dw and db.
     pub slices: usize,
-    /// What dx is stored as.
-    pub output: DType,
 }
 
 impl Conv2dReluPoolGrad {
@@ -26,7 +23,7 @@ impl Conv2dReluPoolGrad {
     fn halves(&self, x: &[usize], w: &[usize]) -> (Conv2dReluPoolWeightGrad, Conv2dReluPoolInputGrad) {
         let extent = |extents: &[usize], axis: usize| extents.get(axis).copied().unwrap_or(0); // what does not fit is refused by both
         let weight = Conv2dReluPoolWeightGrad { conv: self.conv, kernel: [extent(w, 0), extent(w, 1)], slices: self.slices };
-        (weight, Conv2dReluPoolInputGrad { conv: self.conv, input: [extent(x, 0), extent(x, 1)], output: self.output })
+        (weight, Conv2dReluPoolInputGrad { conv: self.conv, input: [extent(x, 0), extent(x, 1)], output: DType::F32 })
     }
 
     fn of(&self, inputs: &[TensorType]) -> (Conv2dReluPoolWeightGrad, Conv2dReluPoolInputGrad) {
@@ -40,8 +37,7 @@ impl Conv2dReluPoolGrad {
     /// The launch with these tiles of dw and of dx.
     fn tiled(&self, inputs: &[TensorType], [of_weight, of_input]: [Tiles; 2]) -> Launch {
         let block = self.block(inputs);
-        let aliases = [("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype), ("DX", self.output)];
-        let kernel: Kernel = stored(kernel!("conv2d_relu_pool_grad"), &aliases);
+        let kernel = kernel!("conv2d_relu_pool_grad");
         let Launch { mut constants, workgroups: first, .. } = block.launch_slices(kernel, self.slices, of_weight);
         let rest = block.launch_over_input(kernel, of_input).workgroups;
         constants.extend([("TILE_MX", of_input.tile[0] as f64), ("TILE_NX", of_input.tile[1] as f64)]);
@@ -68,16 +64,17 @@ impl Rules for Conv2dReluPoolGrad {
         let (weight, input) = self.of(inputs);
         let dx = input.infer(&inputs[1..])?;
         let dw = weight.infer(&inputs[..4])?;
-        if dx.shape == inputs[0].shape {
-            return Ok(dw);
-        }
-        let operands = vec![("x", inputs[0], "(N, H, W, I)"), ("w", inputs[4], "(KH, KW, I, O)")];
-        Err(crate::Error::Shape { op: self.name(), problem: format!("x is {}, but w has dx {}", inputs[0], dx.shape), operands })
+        let problem = match inputs[..3].iter().find(|ty| ty.dtype != DType::F32) {
+            Some(stored) => format!("an operand is {stored}, expected f32: what is stored as f16 is for either operator alone"),
+            None if dx.shape == inputs[0].shape => return Ok(dw),
+            None => format!("x is {}, but w has dx {}", inputs[0], dx.shape),
+        };
+        let operands = vec![("x", inputs[0], "(N, H, W, I)"), ("dy", inputs[1], "(N, PH, PW, O)"), ("w", inputs[4], "(KH, KW, I, O)")];
+        Err(crate::Error::Shape { op: self.name(), problem, operands })
     }
 
     fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
-        let dx = TensorType { dtype: self.output, ..inputs[0] };
-        self.of(inputs).0.extra_outputs(&inputs[..4]).into_iter().chain([dx]).collect()
+        self.of(inputs).0.extra_outputs(&inputs[..4]).into_iter().chain([inputs[0]]).collect()
     }
 
     fn backward(&self, _: &mut Graph, _: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
@@ -95,9 +92,6 @@ impl Rules for Conv2dReluPoolGrad {
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
         let types: Vec<TensorType> = args.inputs.iter().map(|input| input.ty).collect();
-        if types.iter().any(|ty| ty.dtype == DType::F16) || self.output == DType::F16 {
-            return false;
-        }
         let (block, [x, w]) = (self.block(&types), [0, 4].map(|i| args.inputs[i].f32()));
         let dy = || kernels::Dy { dy: args.inputs[1].f32(), y: args.inputs[2].f32(), place: args.inputs[3].u8() };
         let [db, dx] = &mut args.extra[..] else { unreachable!("it has two extra outputs") };

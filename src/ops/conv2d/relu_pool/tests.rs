@@ -158,3 +158,19 @@ fn ties_and_nans_are_where_the_reference_has_them() {
         }
     }
 }
+
+#[test]
+fn both_gradients_at_once_refuse_what_does_not_fit_and_f16() {
+    let f32 = |extents: &[usize]| TensorType::f32(Shape::batched(extents));
+    let (x, y, w) = (f32(&[8, 6, 5]), f32(&[3, 2, 4]), TensorType::f32(Shape::fixed(&[3, 3, 5, 4])));
+    let place = TensorType { dtype: DType::U8, ..y };
+    let grad = Conv2dReluPoolGrad { conv: Conv2d::default(), slices: 2 };
+    assert_eq!(grad.infer(&[x, y, y, place, w]).unwrap().shape, Shape::fixed(&[2, 3, 3, 5, 4]));
+    let half = |ty: TensorType| TensorType { dtype: DType::F16, ..ty };
+    for [x, dy] in [[half(x), y], [x, half(y)]] {
+        let error = grad.infer(&[x, dy, dy, place, w]).unwrap_err().to_string();
+        assert!(error.contains("f16") && error.contains("expected f32"), "{error}");
+    }
+    let wider = TensorType::f32(Shape::fixed(&[3, 3, 6, 4]));
+    assert!(grad.infer(&[x, y, y, place, wider]).unwrap_err().to_string().contains("w has dx"));
+}
