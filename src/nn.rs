@@ -268,13 +268,17 @@ impl Network {
         Ok(outputs.last().copied().unwrap_or(x))
     }
 
-    /// The same in mixed precision: what goes into a convolution or a dense layer, the first excepted, is stored as f16. Returns the logits
+    /// The same in mixed precision: what goes into a convolution or a dense layer is stored as f16, but for the input, and for what goes from
+    /// one dense layer to that of the logits: it is little, and a head that is one kernel does not store it. Returns the logits
     /// and the tensors that are stored so, whose gradients are too.
     pub fn apply_mixed(&self, graph: &mut Graph, x: TensorId) -> Result<(TensorId, Vec<TensorId>)> {
-        let (mut y, mut stored, mut learned) = (x, Vec::new(), false);
+        let learning: Vec<&Built> = self.layers.iter().filter(|layer| !layer.params.is_empty()).collect();
+        let is_head = learning.iter().rev().take(2).filter(|layer| matches!(layer.layer, Layer::Dense { .. })).count() == 2;
+        let (mut y, mut stored, mut learned) = (x, Vec::new(), 0);
         for layer in &self.layers {
             let (learns, flattens) = (!layer.params.is_empty(), matches!(layer.layer, Layer::Flatten));
-            if learned && (learns || flattens) && graph.ty(y).dtype == DType::F32 {
+            let in_head = is_head && learned + 1 == learning.len();
+            if learned > 0 && (learns || flattens) && !in_head && graph.ty(y).dtype == DType::F32 {
                 y = graph.cast(y, DType::F16)?;
                 stored.push(y);
             }
@@ -283,7 +287,7 @@ impl Network {
                 y = graph.cast(y, DType::F32)?;
             }
             y = layer.apply(graph, y)?;
-            learned |= learns;
+            learned += usize::from(learns);
         }
         if graph.ty(y).dtype == DType::F16 {
             y = graph.cast(y, DType::F32)?;

@@ -1,13 +1,15 @@
 //! Fusion: a fused plan does what the plain one does, on every executor, and puts together only what nothing else reads.
 
 mod common;
+#[path = "fused/head.rs"]
+mod head;
 #[path = "fused/step.rs"]
 mod step;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::examples::{dense_layers, relu_pools};
+use common::examples::{dense_layers, heads, relu_pools};
 use common::{check_op, compare, executors, noise};
 use shadernet::autodiff::gradients;
 use shadernet::exec::{reference, write_f32, write_u32};
@@ -22,7 +24,7 @@ const POOL: Window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], 
 
 #[test]
 fn fused_operators_agree_with_their_references() {
-    for example in relu_pools().into_iter().chain(dense_layers()) {
+    for example in relu_pools().into_iter().chain(dense_layers()).chain(heads()) {
         for batch in [0, 1, example.batch, 7] {
             check_op(example.op.clone(), &example.types, batch).unwrap();
         }

@@ -5,6 +5,8 @@ mod common;
 mod cooperative;
 #[path = "mutations/dense.rs"]
 mod dense;
+#[path = "mutations/heads.rs"]
+mod heads;
 #[path = "mutations/mixed.rs"]
 mod mixed;
 #[path = "mutations/pools.rs"]
@@ -258,6 +260,7 @@ fn races() -> Vec<Target> {
         ),
     ];
     all.extend(dense::races());
+    all.extend(heads::races());
     all.extend(pools::races());
     all.extend(training::races());
     all
@@ -269,6 +272,7 @@ fn mutations() -> Vec<Target> {
         reductions(),
         products(),
         dense::targets(),
+        heads::targets(),
         mixed::targets(),
         pools::relu_pools(),
         pools::pools(),

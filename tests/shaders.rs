@@ -247,12 +247,14 @@ fn tiles_of_launches_are_those_of_their_kernels() {
         let tile = match stem.split("_cooperative").next().unwrap_or(stem) {
             "sum" => set["OUTPUTS"],
             "adam" => lanes.unwrap() / set["SHARERS"],
-            "dense" | "dense_grad" => constants["TILE"],
+            "dense" | "dense_grad" | "mlp_head_grad" => constants["TILE"],
+            "mlp_head" => set["ROWS"],
             "softmax" | "softmax_grad" | "softmax_cross_entropy_grad" => lanes.unwrap() / set["SHARERS"],
             // These are one workgroup, or so many whatever the batch.
             "accuracy"
             | "adam_group"
             | "loss_head"
+            | "mlp_head_loss"
             | "record"
             | "scaled_tick"
             | "softmax_cross_entropy"

@@ -14,7 +14,7 @@ use crate::shape::{DType, Shape, TensorType};
 pub use grad::DenseGrad;
 
 /// Edge of the tile that one workgroup computes; `TILE` in the kernels.
-const TILE: usize = 32;
+pub(super) const TILE: usize = 32;
 
 /// `y[n, u] = relu(Σ x[n, k] · w[k, u] + b[u])` of operands x `[N, K]`, w `[K, U]`, b `[U]`: `[N, U]`. x and y may each be f16: they are
 /// stored so, and summed in f32.

@@ -70,7 +70,7 @@ fn launch(kernel: super::Kernel, logits: TensorType, workgroups: Workgroups) -> 
 }
 
 /// One number.
-fn scalar() -> TensorType {
+pub(super) fn scalar() -> TensorType {
     TensorType::f32(Shape::fixed(&[]))
 }
 

@@ -20,6 +20,7 @@ pub mod fma;
 pub mod gather;
 pub mod loss;
 pub mod matmul;
+pub mod mlp_head;
 mod operators;
 pub mod pool;
 pub mod reduce;

@@ -12,9 +12,8 @@ pub enum Precision {
     /// Everything is f32.
     #[default]
     F32,
-    /// Mixed precision (Micikevicius et al. 2018): what goes from one convolution or dense layer to the next, and
-    /// its gradient, is stored as f16; every sum,
-    /// the loss, the parameters and Adam's state are f32. The loss is scaled, see [`scale`](crate::ops::scale).
+    /// Mixed precision (Micikevicius et al. 2018): what goes from one convolution or dense layer to the next, and its gradient, is
+    /// stored as f16, but for what goes between the last two dense layers; every sum, the loss, the parameters and Adam's state are f32. The loss is scaled, see [`scale`](crate::ops::scale).
     Mixed,
 }
 

@@ -91,6 +91,7 @@ pub fn examples() -> Vec<Example> {
     convolutions(&mut all);
     all.extend(relu_pools());
     all.extend(dense_layers());
+    all.extend(heads());
     pools(&mut all);
     for axes in [&[0, 1, 2][..], &[0, 3], &[1, 3], &[3]] {
         let (x, axes) = (batched(&[5, 7, 9]), Axes::new(axes));
@@ -204,6 +205,23 @@ pub fn dense_layers() -> Vec<Example> {
             let (xs, dys) = (TensorType { dtype: from, ..x }, TensorType { dtype: to, ..y });
             all.push(example(Dense { relu, output: to }, &[xs, w, fixed(&[units])], 35));
             all.push(example(DenseGrad { relu, dx: from }, &[xs, dys, dys, w], 35));
+        }
+    }
+    all
+}
+
+/// Ends of classifiers: some features and units left over, too many classes for four images of a workgroup, and few of everything.
+pub fn heads() -> Vec<Example> {
+    let mut all = Vec::new();
+    for (features, units, classes) in [(70, 128, 10), (33, 36, 70), (1, 4, 1)] {
+        let [w1, w2] = [fixed(&[features, units]), fixed(&[units, classes])];
+        for dtype in [DType::F32, DType::F16] {
+            let x = TensorType { dtype, ..batched(&[features]) };
+            let operands = [x, w1, fixed(&[units]), w2, fixed(&[classes]), labels(), fixed(&[])];
+            let rows = output(MlpHead, &operands);
+            all.push(example(MlpHead, &operands, 35));
+            all.push(example(MlpHeadGrad { dx: dtype }, &[x, rows, w1], 35));
+            all.push(example(MlpHeadLoss, &[rows], 300));
         }
     }
     all

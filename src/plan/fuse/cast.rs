@@ -12,7 +12,7 @@ use crate::shape::DType;
 /// Whether an operator loads this operand as f16 if it is.
 fn loads(op: &Op, operand: usize) -> bool {
     match op {
-        Op::Conv2dReluPool(_) => operand == 0,
+        Op::Conv2dReluPool(_) | Op::MlpHead(_) | Op::MlpHeadGrad(_) => operand == 0,
         Op::Conv2dReluPoolInputGrad(_) => operand < 2,
         Op::Conv2dReluPoolWeightGrad(_) | Op::DenseGrad(_) => operand < 3,
         Op::Dense(_) => operand == 0,
@@ -27,6 +27,7 @@ fn storing(op: &Op, extra: Option<usize>) -> Option<Op> {
         (Op::Conv2dReluPoolInputGrad(grad), None) => Some(Conv2dReluPoolInputGrad { output: DType::F16, ..*grad }.into()),
         (Op::Dense(dense), None) => Some(Dense { output: DType::F16, ..*dense }.into()),
         (Op::DenseGrad(grad), Some(1)) => Some(DenseGrad { dx: DType::F16, ..*grad }.into()),
+        (Op::MlpHeadGrad(_), Some(1)) => Some(MlpHeadGrad { dx: DType::F16 }.into()),
         _ => None,
     }
 }

@@ -13,6 +13,7 @@ mod cast;
 mod conv2d;
 mod dense;
 mod loss;
+mod mlp_head;
 mod order;
 
 use std::collections::{HashMap, HashSet};
@@ -50,7 +51,7 @@ type Find = fn(&Uses<'_>) -> Vec<Box<dyn Chain>>;
 /// operators that it stands for, or has branches: where lanes are those of a vector, it takes all of them.
 fn patterns(style: Style) -> &'static [Find] {
     match style {
-        Style::Portable => &[conv2d::find, dense::find, loss::find, adam::sums, adam::groups],
+        Style::Portable => &[conv2d::find, dense::find, loss::find, mlp_head::find, adam::sums, adam::groups],
         Style::Cpu => &[conv2d::find_for_threads, dense::find, loss::find, adam::sums],
         Style::Registers => &[loss::find, adam::sums, adam::long_sums],
     }
