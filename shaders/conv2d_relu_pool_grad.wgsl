@@ -2,7 +2,7 @@
 //                        db[s, o] = Σ g[n, oh, ow, o]       over the pixels of y of slice s and their places
 //                        dx[n, h, v, c] = Σ g[n, oh, ow, o] · w[kh, kw, c, o]
 //
-//   x      [N, H, W, CHANNELS]
+//   x      [N, H, W, CHANNELS]           CHANNELS a multiple of 4
 //   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
 //   y      [N, PH, PW, FILTERS]
 //   place  [N, PH, PW, FILTERS] bytes
@@ -13,7 +13,9 @@
 //
 // Products that can run side by side, in one dispatch: the first workgroups are those of conv2d_relu_pool_weight_grad, the others
 // those of conv2d_relu_pool_input_grad, which say how. Both have the same invocations, blocks and steps, and tiles of their own; a
-// workgroup is one or the other, so both stage in the same memory.
+// workgroup is one or the other, so both stage in the same memory. All is loaded and stored in fours of neighbouring channels or
+// filters. The rows and columns of dw's factors are such, and are staged as they are; of dx's factors it is the terms, so there a four is
+// spread over four rows of the staged tile.
 //
 // Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, rounded up to a multiple of
 // ceil(CHANNELS / TILE_NX), and as many of these as there are tiles of TILE_MX in the N·H·W rows of dx.
@@ -42,27 +44,27 @@ override STEP: u32;     // elements of K staged at a time
 override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
 override BLOCK_N: u32;  // and its columns, 4 or 8
 override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
-override LEFT: u32 = max(TILE_M, TILE_MX + 1u) * STEP;  // elements staged of the left factors
-override RIGHT: u32 = max(TILE_N, TILE_NX + 1u) * STEP; // and of the right ones
+override LEFT: u32 = max(TILE_M, TILE_MX + 4u) / 4u * STEP;  // fours staged of the left factors
+override RIGHT: u32 = max(TILE_N, TILE_NX + 4u) / 4u * STEP; // and of the right ones
 
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> dy: array<f32>;
-@group(0) @binding(2) var<storage, read> y: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> y: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
-@group(0) @binding(4) var<storage, read> w: array<f32>;
-@group(0) @binding(5) var<storage, read_write> dw: array<f32>;
-@group(0) @binding(6) var<storage, read_write> db: array<f32>;
-@group(0) @binding(7) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(4) var<storage, read> w: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> dw: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> db: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> dx: array<vec4<f32>>;
 struct Call {
     batch: u32,
 }
 var<immediate> call: Call;
 
-var<workgroup> left_tile: array<f32, LEFT>;   // [k][row]; of dx with an odd pitch, which spreads a column over the banks
-var<workgroup> right_tile: array<f32, RIGHT>; // [k][column], likewise
-var<workgroup> row_h: array<i32, TILE_MX>;    // each row's pixel, counted from the corner of the padding
+var<workgroup> left_tile: array<vec4<f32>, LEFT>;   // [k][row]; of dx with a pitch that spreads a column over the banks
+var<workgroup> right_tile: array<vec4<f32>, RIGHT>; // [k][column], likewise
+var<workgroup> row_h: array<i32, TILE_MX>;          // each row's pixel, counted from the corner of the padding
 var<workgroup> row_w: array<i32, TILE_MX>;
 var<workgroup> row_image: array<u32, TILE_MX>; // first pixel of y of its image
 
@@ -103,8 +105,8 @@ fn weight_grad(tile: u32, lane: u32) {
     let first = min(slice * run, pixels) * 4u;
     let end = min(first + run * 4u, pixels * 4u);
 
-    // An invocation stays at one row of left_tile, so at one tap and channel; its neighbours are at the neighbouring channels.
-    let row = row0 + lane % TILE_M;
+    // An invocation stays at one four of rows, so at one tap and four channels; its neighbours are at the neighbouring ones.
+    let row = row0 + lane % (TILE_M / 4u) * 4u;
     let tap = row / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
     let tap_w = i32(tap % KW * DILATION_W) - i32(PAD_W);
@@ -115,58 +117,58 @@ fn weight_grad(tile: u32, lane: u32) {
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
-    var bias = 0.0;
+    var bias = vec4<f32>();
     for (var k0 = first; k0 < end; k0 += STEP) {
-        for (var i = lane; i < TILE_M * STEP; i += LANES) {
-            let k = k0 + i / TILE_M;
+        for (var i = lane; i < TILE_M / 4u * STEP; i += LANES) {
+            let k = k0 + i / (TILE_M / 4u);
             // A negative place is a huge one when unsigned.
             let pixel = k / 4u;
             let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
             let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
-            var value = 0.0;
+            var value = vec4<f32>();
             if k < end && row < rows && h < H && v < W {
-                value = x[((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel];
+                value = x[(((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel) / 4u];
             }
             left_tile[i] = value;
         }
-        for (var i = lane; i < TILE_N * STEP; i += LANES) {
-            let k = k0 + i / TILE_N;
-            let column = column0 + i % TILE_N;
-            var value = 0.0;
+        for (var i = lane; i < TILE_N / 4u * STEP; i += LANES) {
+            let k = k0 + i / (TILE_N / 4u);
+            let column = column0 + i % (TILE_N / 4u) * 4u;
+            var value = vec4<f32>();
             if k < end && column < FILTERS {
-                value = gradient(k / 4u * FILTERS + column, k % 4u);
+                value = gradient((k / 4u * FILTERS + column) / 4u, k % 4u);
             }
             right_tile[i] = value;
         }
         workgroupBarrier();
         for (var s = 0u; s < STEP; s += 1u) {
-            let i = s * TILE_M + block_row;
-            let j = s * TILE_N + block_column;
-            let rows0 = left_quad(i);
-            let columns0 = right_quad(j);
+            let i = (s * TILE_M + block_row) / 4u;
+            let j = (s * TILE_N + block_column) / 4u;
+            let rows0 = left_tile[i];
+            let columns0 = right_tile[j];
             s00 += outer(rows0, columns0);
             var columns1 = vec4<f32>();
             if BLOCK_N == 8u {
-                columns1 = right_quad(j + 4u);
+                columns1 = right_tile[j + 1u];
                 s01 += outer(rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = left_quad(i + 4u);
+                let rows1 = left_tile[i + 1u];
                 s10 += outer(rows1, columns0);
                 if BLOCK_N == 8u {
                     s11 += outer(rows1, columns1);
                 }
             }
         }
-        if row0 == 0u && lane < TILE_N {
+        if row0 == 0u && lane < TILE_N / 4u {
             for (var s = 0u; s < STEP; s += 1u) {
-                bias += right_tile[s * TILE_N + lane];
+                bias += right_tile[s * (TILE_N / 4u) + lane];
             }
         }
         workgroupBarrier();
     }
-    if row0 == 0u && lane < TILE_N && column0 + lane < FILTERS {
-        db[slice * FILTERS + column0 + lane] = bias;
+    if row0 == 0u && lane < TILE_N / 4u && column0 + 4u * lane < FILTERS {
+        db[(slice * FILTERS + column0) / 4u + lane] = bias;
     }
     let first_row = row0 + block_row;
     let column = column0 + block_column;
@@ -184,8 +186,8 @@ fn weight_grad(tile: u32, lane: u32) {
 
 // One tile of dx.
 fn input_grad(tile: u32, lane: u32) {
-    let pitch = TILE_MX + 1u;
-    let pitch_n = TILE_NX + 1u;
+    let pitch = TILE_MX / 4u + 1u;
+    let pitch_n = TILE_NX / 4u + 1u;
     let rows = call.batch * H * W;
     let depth = KH * KW * FILTERS;
     let tiles_n = (CHANNELS + TILE_NX - 1u) / TILE_NX;
@@ -208,47 +210,55 @@ fn input_grad(tile: u32, lane: u32) {
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        // Neighbouring invocations take neighbouring channels of dy and of w; one stays at one k of every step.
-        let step = lane % STEP;
+        // Neighbouring invocations take neighbouring fours of dy and of w; one stays at four terms of every step.
+        let step = lane % (STEP / 4u) * 4u;
         let k = k0 + step;
         let tap = k / FILTERS;
         let tap_h = i32(tap / KW * DILATION_H);
         let tap_w = i32(tap % KW * DILATION_W);
-        let channel = k % FILTERS;
-        for (var row = lane / STEP; row < TILE_MX; row += LANES / STEP) {
+        let filter_ = k % FILTERS;
+        for (var row = lane / (STEP / 4u); row < TILE_MX; row += LANES / (STEP / 4u)) {
             // Negative where the tap lies before the first window: then huge when unsigned, and past PH even when divided,
             // unless the stride is huge too; so it is tested.
             let h = row_h[row] - tap_h;
             let v = row_w[row] - tap_w;
             let oh = u32(h) / STRIDE_H;
             let ow = u32(v) / STRIDE_W;
-            var value = 0.0;
+            var value = vec4<f32>();
             if k < depth && h >= 0 && v >= 0 && oh * STRIDE_H == u32(h) && ow * STRIDE_W == u32(v) && oh / 2u < PH && ow / 2u < PW {
-                value = gradient((row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + channel, oh % 2u * 2u + ow % 2u);
+                value = gradient(((row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + filter_) / 4u, oh % 2u * 2u + ow % 2u);
             }
-            left_tile[step * pitch + row] = value;
+            let at = step * pitch + row / 4u;
+            left_tile[at][row % 4u] = value.x;
+            left_tile[at + pitch][row % 4u] = value.y;
+            left_tile[at + 2u * pitch][row % 4u] = value.z;
+            left_tile[at + 3u * pitch][row % 4u] = value.w;
         }
-        for (var column = lane / STEP; column < TILE_NX; column += LANES / STEP) {
-            var value = 0.0;
+        for (var column = lane / (STEP / 4u); column < TILE_NX; column += LANES / (STEP / 4u)) {
+            var value = vec4<f32>();
             if k < depth && column0 + column < CHANNELS {
-                value = w[(tap * CHANNELS + column0 + column) * FILTERS + channel];
+                value = w[((tap * CHANNELS + column0 + column) * FILTERS + filter_) / 4u];
             }
-            right_tile[step * pitch_n + column] = value;
+            let at = step * pitch_n + column / 4u;
+            right_tile[at][column % 4u] = value.x;
+            right_tile[at + pitch_n][column % 4u] = value.y;
+            right_tile[at + 2u * pitch_n][column % 4u] = value.z;
+            right_tile[at + 3u * pitch_n][column % 4u] = value.w;
         }
         workgroupBarrier();
         for (var s = 0u; s < STEP; s += 1u) {
-            let i = s * pitch + block_row;
-            let j = s * pitch_n + block_column;
-            let rows0 = left_quad(i);
-            let columns0 = right_quad(j);
+            let i = s * pitch + block_row / 4u;
+            let j = s * pitch_n + block_column / 4u;
+            let rows0 = left_tile[i];
+            let columns0 = right_tile[j];
             s00 += outer(rows0, columns0);
             var columns1 = vec4<f32>();
             if BLOCK_N == 8u {
-                columns1 = right_quad(j + 4u);
+                columns1 = right_tile[j + 1u];
                 s01 += outer(rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = left_quad(i + 4u);
+                let rows1 = left_tile[i + 1u];
                 s10 += outer(rows1, columns0);
                 if BLOCK_N == 8u {
                     s11 += outer(rows1, columns1);
@@ -279,11 +289,8 @@ fn store_weight(slice: u32, row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
 }
 
 fn store_weight_row(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
-    if row >= rows {
-        return;
-    }
-    for (var i = 0u; i < 4u && column + i < FILTERS; i += 1u) {
-        dw[(slice * rows + row) * FILTERS + column + i] = values[i];
+    if row < rows && column < FILTERS {
+        dw[((slice * rows + row) * FILTERS + column) / 4u] = values;
     }
 }
 
@@ -295,26 +302,15 @@ fn store_input(row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
 }
 
 fn store_input_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
-    if row >= rows {
-        return;
-    }
-    for (var i = 0u; i < 4u && column + i < CHANNELS; i += 1u) {
-        dx[row * CHANNELS + column + i] = values[i];
+    if row < rows && column < CHANNELS {
+        dx[(row * CHANNELS + column) / 4u] = values;
     }
 }
 
-// The gradient of the convolution's output at one place of a window, given the element of y.
-fn gradient(i: u32, here: u32) -> f32 {
-    let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(dy[i], 0.0, there != here || y[i] <= 0.0);
-}
-
-fn left_quad(i: u32) -> vec4<f32> {
-    return vec4(left_tile[i], left_tile[i + 1u], left_tile[i + 2u], left_tile[i + 3u]);
-}
-
-fn right_quad(i: u32) -> vec4<f32> {
-    return vec4(right_tile[i], right_tile[i + 1u], right_tile[i + 2u], right_tile[i + 3u]);
+// The gradient of the convolution's output at one place of a window, given the four of y.
+fn gradient(i: u32, here: u32) -> vec4<f32> {
+    let there = vec4(place[i]) >> vec4(0u, 8u, 16u, 24u) & vec4(0xffu);
+    return select(dy[i], vec4<f32>(), (there != vec4(here)) | (y[i] <= vec4<f32>()));
 }
 
 // Each row times each column; a column of the matrix is a row.

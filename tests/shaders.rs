@@ -261,7 +261,9 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             | "tick"
             | "conv2d_weight_grad"
             | "conv2d_relu_pool_weight_grad" => 1,
-            "matmul" | "conv2d" | "conv2d_input_grad" | "conv2d_relu_pool" | "conv2d_relu_pool_input_grad" => set["TILE_M"],
+            "matmul" | "conv2d" | "conv2d_input_grad" | "conv2d_relu_pool" | "conv2d_relu_pool_quads" | "conv2d_relu_pool_input_grad" => {
+                set["TILE_M"]
+            }
             "conv2d_relu_pool_grad" => set["TILE_MX"],
             "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
                 constants["TILE"] * lanes.unwrap()

@@ -130,7 +130,7 @@ mod tests {
             assert!((2..=24).contains(&pairs.len()) && !pairs.contains(&usual), "{} for {columns:?}", pairs.len());
             for [a, b] in pairs.into_iter().chain([usual]) {
                 assert!((a.lanes(), a.step, a.block) == (b.lanes(), b.step, b.block) && a.one_row_each(), "{a:?} {b:?}");
-                let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 1)).iter().sum::<usize>() * a.step;
+                let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 4)).iter().sum::<usize>() * a.step;
                 assert!(4 * (staged + 3 * b.tile[0]) <= 16 * 1024, "{a:?} {b:?}");
             }
         }

@@ -12,6 +12,7 @@ use super::{LAST_STEP, ROW_TOO_MANY, TIES, Target, target};
 pub(super) fn relu_pools() -> Vec<Target> {
     let conv = Conv2d { stride: [2, 1], padding: Padding::Explicit { top: 1, bottom: 0, left: 2, right: 1 }, dilation: [1, 2], groups: 1 };
     let (x, w, b) = (batched(&[13, 9, 5]), fixed(&[3, 2, 5, 68]), fixed(&[68]));
+    let (x4, w4) = (batched(&[13, 9, 12]), fixed(&[3, 2, 12, 68])); // channels in fours
     let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
     let place = TensorType { dtype: DType::U8, ..y };
     let tied = Conv2dReluPool { conv: Conv2d::default(), output: DType::F32 };
@@ -34,6 +35,25 @@ pub(super) fn relu_pools() -> Vec<Target> {
             &[["last of equals wins", "(v > best)", "(v >= best)"]],
         ),
         target(
+            example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3),
+            &[
+                LAST_STEP,
+                ["padding of the other sign", "- i32(PAD_W)", "+ i32(PAD_W)"],
+                ["places exchanged", "row / 2u % 2u", "row % 2u"],
+                ["the last place left out", "where_ = select(where_, vec4(3u), better3);", ""],
+                ["bias of the first filters", "b[column / 4u]", "b[0]"],
+                ["no relu", "select(z, vec4<f32>(), z < vec4<f32>())", "z"],
+                ["a window too many", "row >= rows ||", "row > rows ||"],
+                [
+                    "a four of terms half as long",
+                    "x_tile[at + 3u * pitch][row % 4u] = value.w;",
+                    "x_tile[at + 3u * pitch][row % 4u] = value.z;",
+                ],
+                ["the first four of channels", "i32(k % CHANNELS)", "0"],
+            ],
+        ),
+        target(example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x4, w4, b], 3), &[["last of equals wins", "(v > best)", "(v >= best)"]]),
+        target(
             example(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, &[y, y, place, w], 3),
             &[
                 ROW_TOO_MANY,
@@ -54,18 +74,24 @@ pub(super) fn relu_pools() -> Vec<Target> {
             ],
         ),
         target(
-            example(Conv2dReluPoolGrad { conv, slices: 4 }, &[x, y, y, place, w], 3),
+            example(Conv2dReluPoolGrad { conv, slices: 4 }, &[x4, y, y, place, w4], 3),
             &[
                 ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
-                ["every bias of the first tile", "db[slice * FILTERS + column0 + lane]", "db[slice * FILTERS + lane]"],
+                ["every bias of the first tile", "db[(slice * FILTERS + column0) / 4u + lane]", "db[slice * FILTERS / 4u + lane]"],
                 ["bias counts the first step only", "bias += right_tile", "bias = right_tile"],
                 ["a workgroup of dw taken for one of dx", "tile < of_weight {", "tile + 1u < of_weight {"],
                 ["tiles of dx begin one too late", "tile - of_weight, lane", "tile - of_weight + 1u, lane"],
                 ["window not turned round", "row_w[row] - tap_w", "row_w[row] + tap_w"],
                 ["places exchanged", "oh % 2u * 2u + ow % 2u", "ow % 2u * 2u + oh % 2u"],
-                ["what relu stopped goes through", " || y[i] <= 0.0", ""],
-                ["what did not win gets a gradient", "there != here || ", ""],
-                ["weights of the next tap", "w[(tap * CHANNELS", "w[((tap + 1u) % (KH * KW) * CHANNELS"],
+                ["what relu stopped goes through", " | (y[i] <= vec4<f32>())", ""],
+                ["what did not win gets a gradient", "(there != vec4(here)) | ", ""],
+                ["bytes of places exchanged", "vec4(0u, 8u, 16u, 24u)", "vec4(0u, 16u, 8u, 24u)"],
+                [
+                    "a four of terms half as long",
+                    "left_tile[at + 3u * pitch][row % 4u] = value.w;",
+                    "left_tile[at + 3u * pitch][row % 4u] = value.z;",
+                ],
+                ["weights of the next tap", "w[((tap * CHANNELS", "w[(((tap + 1u) % (KH * KW) * CHANNELS"],
             ],
         ),
     ]
@@ -75,6 +101,7 @@ pub(super) fn relu_pools() -> Vec<Target> {
 pub(super) fn races() -> Vec<Target> {
     let conv = Conv2d::default();
     let (x, w, b) = (batched(&[9, 7, 5]), fixed(&[3, 2, 5, 68]), fixed(&[68]));
+    let (x4, w4) = (batched(&[9, 7, 8]), fixed(&[3, 2, 8, 68]));
     let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
     let place = TensorType { dtype: DType::U8, ..y };
     let sized = ["no barrier after the rows' windows", "workgroupBarrier();\n\n    // The block", "// The block"];
@@ -83,8 +110,8 @@ pub(super) fn races() -> Vec<Target> {
     let next_of_dw = ["no barrier before the next staging for dw", "workgroupBarrier();\n    }\n    if", "}\n    if"];
     let staged_of_dw = [
         "no barrier after staging for dw",
-        "workgroupBarrier();\n        for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * TILE_M",
-        "for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * TILE_M",
+        "workgroupBarrier();\n        for (var s = 0u; s < STEP; s += 1u) {\n            let i = (s * TILE_M",
+        "for (var s = 0u; s < STEP; s += 1u) {\n            let i = (s * TILE_M",
     ];
     let staged_of_dx = [
         "no barrier after staging for dx",
@@ -94,10 +121,13 @@ pub(super) fn races() -> Vec<Target> {
     let dx = Conv2dReluPoolInputGrad { conv, input: [9, 7], output: DType::F32 };
     vec![
         target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b], 3), &[staged, next, sized]),
+        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3), &[staged, next]),
+        // Of 128 rows an invocation stages two, far apart.
+        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, fixed(&[3, 2, 8, 32]), fixed(&[32])], 3), &[sized]),
         target(example(dx, &[y, y, place, w], 3), &[staged, next, sized]),
         target(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 1 }, &[x, y, y, place], 9), &[staged, next_of_dw]),
         target(
-            example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x, y, y, place, w], 9),
+            example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x4, y, y, place, w4], 9),
             &[staged_of_dw, staged_of_dx, next_of_dw, next, sized],
         ),
     ]

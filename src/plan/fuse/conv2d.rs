@@ -137,7 +137,8 @@ fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, (most, at_once): (usi
             let (dy, slices) = (uses.inputs(unpooled)[1], most.min(*slices));
             // In mixed precision each has kernels of cooperative matrices, which one operator for both has not.
             let is_cast = |id: TensorId| matches!(uses.op(id), Some(Op::Cast(_)));
-            let at_once = at_once && !is_cast(dy) && !is_cast(uses.inputs(conv_id)[0]);
+            let x = uses.inputs(conv_id)[0];
+            let at_once = at_once && !is_cast(dy) && !is_cast(x) && uses.graph.shape(x).last().is_multiple_of(4);
             Some(Backward { dy, through: [unpooled, through], dx, db, dw, slices, at_once })
         }
     };

@@ -9,7 +9,7 @@ use crate::ops::{Cpu, Launch, Reference, Rules, Style, Tiles, Variant, Workgroup
 use crate::shape::{DType, TensorType};
 
 /// What [`Conv2dReluPoolWeightGrad`] and [`Conv2dReluPoolInputGrad`] compute: dw `[slices, KH, KW, I, O]` and, extra, db `[slices, O]` and dx
-/// `[N, H, W, I]` of operands x, dy, y, the places, and w. All floats are f32.
+/// `[N, H, W, I]` of operands x, dy, y, the places, and w. All floats are f32, and I is a multiple of 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPoolGrad {
     /// The convolution.
@@ -66,8 +66,9 @@ impl Rules for Conv2dReluPoolGrad {
         let dw = weight.infer(&inputs[..4])?;
         let problem = match inputs[..3].iter().find(|ty| ty.dtype != DType::F32) {
             Some(stored) => format!("an operand is {stored}, expected f32: what is stored as f16 is for either operator alone"),
-            None if dx.shape == inputs[0].shape => return Ok(dw),
-            None => format!("x is {}, but w has dx {}", inputs[0], dx.shape),
+            None if dx.shape != inputs[0].shape => format!("x is {}, but w has dx {}", inputs[0], dx.shape),
+            None if dx.shape.last().is_multiple_of(4) => return Ok(dw),
+            None => format!("x has {} channels, expected a multiple of 4: other gradients are for either operator alone", dx.shape.last()),
         };
         let operands = vec![("x", inputs[0], "(N, H, W, I)"), ("dy", inputs[1], "(N, PH, PW, O)"), ("w", inputs[4], "(KH, KW, I, O)")];
         Err(crate::Error::Shape { op: self.name(), problem, operands })

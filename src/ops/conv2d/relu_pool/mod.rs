@@ -151,8 +151,10 @@ impl Conv2dReluPool {
         stored(kernel, &[("X", inputs[0].dtype), ("Y", self.output)])
     }
 
+    /// The tiled kernel; with channels in fours the one that loads them so.
     fn kernel(&self, inputs: &[TensorType]) -> Kernel {
-        self.stored(kernel!("conv2d_relu_pool"), inputs)
+        let fours = inputs[0].shape.last().is_multiple_of(4);
+        self.stored(if fours { kernel!("conv2d_relu_pool_quads") } else { kernel!("conv2d_relu_pool") }, inputs)
     }
 }
 

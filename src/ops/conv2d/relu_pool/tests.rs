@@ -162,10 +162,10 @@ fn ties_and_nans_are_where_the_reference_has_them() {
 #[test]
 fn both_gradients_at_once_refuse_what_does_not_fit_and_f16() {
     let f32 = |extents: &[usize]| TensorType::f32(Shape::batched(extents));
-    let (x, y, w) = (f32(&[8, 6, 5]), f32(&[3, 2, 4]), TensorType::f32(Shape::fixed(&[3, 3, 5, 4])));
+    let (x, y, w) = (f32(&[8, 6, 8]), f32(&[3, 2, 4]), TensorType::f32(Shape::fixed(&[3, 3, 8, 4])));
     let place = TensorType { dtype: DType::U8, ..y };
     let grad = Conv2dReluPoolGrad { conv: Conv2d::default(), slices: 2 };
-    assert_eq!(grad.infer(&[x, y, y, place, w]).unwrap().shape, Shape::fixed(&[2, 3, 3, 5, 4]));
+    assert_eq!(grad.infer(&[x, y, y, place, w]).unwrap().shape, Shape::fixed(&[2, 3, 3, 8, 4]));
     let half = |ty: TensorType| TensorType { dtype: DType::F16, ..ty };
     for [x, dy] in [[half(x), y], [x, half(y)]] {
         let error = grad.infer(&[x, dy, dy, place, w]).unwrap_err().to_string();
@@ -173,4 +173,6 @@ fn both_gradients_at_once_refuse_what_does_not_fit_and_f16() {
     }
     let wider = TensorType::f32(Shape::fixed(&[3, 3, 6, 4]));
     assert!(grad.infer(&[x, y, y, place, wider]).unwrap_err().to_string().contains("w has dx"));
+    let odd = [f32(&[8, 6, 5]), y, y, place, TensorType::f32(Shape::fixed(&[3, 3, 5, 4]))];
+    assert!(grad.infer(&odd).unwrap_err().to_string().contains("5 channels, expected a multiple of 4"));
 }
