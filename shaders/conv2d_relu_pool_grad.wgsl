@@ -14,8 +14,9 @@
 // Products that can run side by side, in one dispatch: the first workgroups are those of conv2d_relu_pool_weight_grad, the others
 // those of conv2d_relu_pool_input_grad, which say how. Both have the same invocations, blocks and steps, and tiles of their own; a
 // workgroup is one or the other, so both stage in the same memory. All is loaded and stored in fours of neighbouring channels or
-// filters. The rows and columns of dw's factors are such, and are staged as they are; of dx's factors it is the terms, so there a four is
-// spread over four rows of the staged tile.
+// filters. The rows and columns of dw's factors are such, and are staged as they are; of dx's factors it is the terms, so there a four
+// is spread over four rows of the staged tile. The first four that an invocation stages of each factor is loaded a step ahead, so that
+// it comes while the step before is computed.
 //
 // Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, rounded up to a multiple of
 // ceil(CHANNELS / TILE_NX), and as many of these as there are tiles of TILE_MX in the N·H·W rows of dx.
@@ -44,8 +45,8 @@ override STEP: u32;     // elements of K staged at a time
 override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
 override BLOCK_N: u32;  // and its columns, 4 or 8
 override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
-override LEFT: u32 = max(TILE_M, TILE_MX + 4u) / 4u * STEP;  // fours staged of the left factors
-override RIGHT: u32 = max(TILE_N, TILE_NX + 4u) / 4u * STEP; // and of the right ones
+override LEFT: u32 = max(TILE_M, TILE_MX + 4u) * STEP;  // elements staged of the left factors
+override RIGHT: u32 = max(TILE_N, TILE_NX + 4u) * STEP; // and of the right ones
 
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
@@ -62,9 +63,10 @@ struct Call {
 }
 var<immediate> call: Call;
 
-var<workgroup> left_tile: array<vec4<f32>, LEFT>;   // [k][row]; of dx with a pitch that spreads a column over the banks
-var<workgroup> right_tile: array<vec4<f32>, RIGHT>; // [k][column], likewise
-var<workgroup> row_h: array<i32, TILE_MX>;          // each row's pixel, counted from the corner of the padding
+// Of dx, neighbouring rows are different invocations' to stage, and one that writes an element of a vector may write all of it.
+var<workgroup> left_tile: array<f32, LEFT>;   // [k][row]; of dx with a pitch that spreads a column over the banks
+var<workgroup> right_tile: array<f32, RIGHT>; // [k][column], likewise
+var<workgroup> row_h: array<i32, TILE_MX>;    // each row's pixel, counted from the corner of the padding
 var<workgroup> row_w: array<i32, TILE_MX>;
 var<workgroup> row_image: array<u32, TILE_MX>; // first pixel of y of its image
 
@@ -105,55 +107,43 @@ fn weight_grad(tile: u32, lane: u32) {
     let first = min(slice * run, pixels) * 4u;
     let end = min(first + run * 4u, pixels * 4u);
 
-    // An invocation stays at one four of rows, so at one tap and four channels; its neighbours are at the neighbouring ones.
-    let row = row0 + lane % (TILE_M / 4u) * 4u;
-    let tap = row / CHANNELS;
-    let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
-    let tap_w = i32(tap % KW * DILATION_W) - i32(PAD_W);
-    let channel = row % CHANNELS;
-
     // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
     var s00 = mat4x4<f32>();
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
     var bias = vec4<f32>();
+    var left_ahead = load_image(first, end, row0, lane);
+    var right_ahead = load_gradient(first, end, column0, lane);
     for (var k0 = first; k0 < end; k0 += STEP) {
-        for (var i = lane; i < TILE_M / 4u * STEP; i += LANES) {
-            let k = k0 + i / (TILE_M / 4u);
-            // A negative place is a huge one when unsigned.
-            let pixel = k / 4u;
-            let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
-            let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
-            var value = vec4<f32>();
-            if k < end && row < rows && h < H && v < W {
-                value = x[(((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel) / 4u];
-            }
-            left_tile[i] = value;
+        if lane < TILE_M / 4u * STEP {
+            stage_left(lane, left_ahead);
         }
-        for (var i = lane; i < TILE_N / 4u * STEP; i += LANES) {
-            let k = k0 + i / (TILE_N / 4u);
-            let column = column0 + i % (TILE_N / 4u) * 4u;
-            var value = vec4<f32>();
-            if k < end && column < FILTERS {
-                value = gradient((k / 4u * FILTERS + column) / 4u, k % 4u);
-            }
-            right_tile[i] = value;
+        for (var i = lane + LANES; i < TILE_M / 4u * STEP; i += LANES) {
+            stage_left(i, load_image(k0, end, row0, i));
+        }
+        if lane < TILE_N / 4u * STEP {
+            stage_right(lane, right_ahead);
+        }
+        for (var i = lane + LANES; i < TILE_N / 4u * STEP; i += LANES) {
+            stage_right(i, load_gradient(k0, end, column0, i));
         }
         workgroupBarrier();
+        left_ahead = load_image(k0 + STEP, end, row0, lane);
+        right_ahead = load_gradient(k0 + STEP, end, column0, lane);
         for (var s = 0u; s < STEP; s += 1u) {
-            let i = (s * TILE_M + block_row) / 4u;
-            let j = (s * TILE_N + block_column) / 4u;
-            let rows0 = left_tile[i];
-            let columns0 = right_tile[j];
+            let i = s * TILE_M + block_row;
+            let j = s * TILE_N + block_column;
+            let rows0 = left_quad(i);
+            let columns0 = right_quad(j);
             s00 += outer(rows0, columns0);
             var columns1 = vec4<f32>();
             if BLOCK_N == 8u {
-                columns1 = right_tile[j + 1u];
+                columns1 = right_quad(j + 4u);
                 s01 += outer(rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = left_tile[i + 1u];
+                let rows1 = left_quad(i + 4u);
                 s10 += outer(rows1, columns0);
                 if BLOCK_N == 8u {
                     s11 += outer(rows1, columns1);
@@ -162,7 +152,7 @@ fn weight_grad(tile: u32, lane: u32) {
         }
         if row0 == 0u && lane < TILE_N / 4u {
             for (var s = 0u; s < STEP; s += 1u) {
-                bias += right_tile[s * (TILE_N / 4u) + lane];
+                bias += right_quad(s * TILE_N + 4u * lane);
             }
         }
         workgroupBarrier();
@@ -184,10 +174,52 @@ fn weight_grad(tile: u32, lane: u32) {
     }
 }
 
+// Four elements of a staged tile of dw's factors.
+fn stage_left(i: u32, value: vec4<f32>) {
+    left_tile[4u * i] = value.x;
+    left_tile[4u * i + 1u] = value.y;
+    left_tile[4u * i + 2u] = value.z;
+    left_tile[4u * i + 3u] = value.w;
+}
+
+fn stage_right(i: u32, value: vec4<f32>) {
+    right_tile[4u * i] = value.x;
+    right_tile[4u * i + 1u] = value.y;
+    right_tile[4u * i + 2u] = value.z;
+    right_tile[4u * i + 3u] = value.w;
+}
+
+// The four channels at place `i` of the left factor's tile that begins at `k0` and `row0`, of dw.
+fn load_image(k0: u32, end: u32, row0: u32, i: u32) -> vec4<f32> {
+    let row = row0 + i % (TILE_M / 4u) * 4u;
+    let tap = row / CHANNELS;
+    let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
+    let tap_w = i32(tap % KW * DILATION_W) - i32(PAD_W);
+    let k = k0 + i / (TILE_M / 4u);
+    let pixel = k / 4u;
+    // A negative place is a huge one when unsigned.
+    let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
+    let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
+    if k >= end || row >= KH * KW * CHANNELS || h >= H || v >= W {
+        return vec4<f32>();
+    }
+    return x[(((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + row % CHANNELS) / 4u];
+}
+
+// The four filters at place `i` of the right factor's tile that begins at `k0` and `column0`, of dw.
+fn load_gradient(k0: u32, end: u32, column0: u32, i: u32) -> vec4<f32> {
+    let k = k0 + i / (TILE_N / 4u);
+    let column = column0 + i % (TILE_N / 4u) * 4u;
+    if k >= end || column >= FILTERS {
+        return vec4<f32>();
+    }
+    return gradient((k / 4u * FILTERS + column) / 4u, k % 4u);
+}
+
 // One tile of dx.
 fn input_grad(tile: u32, lane: u32) {
-    let pitch = TILE_MX / 4u + 1u;
-    let pitch_n = TILE_NX / 4u + 1u;
+    let pitch = TILE_MX + 4u;
+    let pitch_n = TILE_NX + 4u;
     let rows = call.batch * H * W;
     let depth = KH * KW * FILTERS;
     let tiles_n = (CHANNELS + TILE_NX - 1u) / TILE_NX;
@@ -209,56 +241,36 @@ fn input_grad(tile: u32, lane: u32) {
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
+    // Neighbouring invocations take neighbouring fours of dy and of w; one stays at four terms of every step.
+    let step = lane % (STEP / 4u) * 4u;
+    let first = lane / (STEP / 4u);
+    var left_ahead = load_pixel(step, first);
+    var right_ahead = load_w(step, column0, first);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        // Neighbouring invocations take neighbouring fours of dy and of w; one stays at four terms of every step.
-        let step = lane % (STEP / 4u) * 4u;
-        let k = k0 + step;
-        let tap = k / FILTERS;
-        let tap_h = i32(tap / KW * DILATION_H);
-        let tap_w = i32(tap % KW * DILATION_W);
-        let filter_ = k % FILTERS;
-        for (var row = lane / (STEP / 4u); row < TILE_MX; row += LANES / (STEP / 4u)) {
-            // Negative where the tap lies before the first window: then huge when unsigned, and past PH even when divided,
-            // unless the stride is huge too; so it is tested.
-            let h = row_h[row] - tap_h;
-            let v = row_w[row] - tap_w;
-            let oh = u32(h) / STRIDE_H;
-            let ow = u32(v) / STRIDE_W;
-            var value = vec4<f32>();
-            if k < depth && h >= 0 && v >= 0 && oh * STRIDE_H == u32(h) && ow * STRIDE_W == u32(v) && oh / 2u < PH && ow / 2u < PW {
-                value = gradient(((row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + filter_) / 4u, oh % 2u * 2u + ow % 2u);
-            }
-            let at = step * pitch + row / 4u;
-            left_tile[at][row % 4u] = value.x;
-            left_tile[at + pitch][row % 4u] = value.y;
-            left_tile[at + 2u * pitch][row % 4u] = value.z;
-            left_tile[at + 3u * pitch][row % 4u] = value.w;
+        stage_pixel(step, first, left_ahead);
+        for (var row = first + LANES / (STEP / 4u); row < TILE_MX; row += LANES / (STEP / 4u)) {
+            stage_pixel(step, row, load_pixel(k0 + step, row));
         }
-        for (var column = lane / (STEP / 4u); column < TILE_NX; column += LANES / (STEP / 4u)) {
-            var value = vec4<f32>();
-            if k < depth && column0 + column < CHANNELS {
-                value = w[((tap * CHANNELS + column0 + column) * FILTERS + filter_) / 4u];
-            }
-            let at = step * pitch_n + column / 4u;
-            right_tile[at][column % 4u] = value.x;
-            right_tile[at + pitch_n][column % 4u] = value.y;
-            right_tile[at + 2u * pitch_n][column % 4u] = value.z;
-            right_tile[at + 3u * pitch_n][column % 4u] = value.w;
+        stage_w(step, first, right_ahead);
+        for (var column = first + LANES / (STEP / 4u); column < TILE_NX; column += LANES / (STEP / 4u)) {
+            stage_w(step, column, load_w(k0 + step, column0, column));
         }
         workgroupBarrier();
+        left_ahead = load_pixel(k0 + STEP + step, first);
+        right_ahead = load_w(k0 + STEP + step, column0, first);
         for (var s = 0u; s < STEP; s += 1u) {
-            let i = s * pitch + block_row / 4u;
-            let j = s * pitch_n + block_column / 4u;
-            let rows0 = left_tile[i];
-            let columns0 = right_tile[j];
+            let i = s * pitch + block_row;
+            let j = s * pitch_n + block_column;
+            let rows0 = left_quad(i);
+            let columns0 = right_quad(j);
             s00 += outer(rows0, columns0);
             var columns1 = vec4<f32>();
             if BLOCK_N == 8u {
-                columns1 = right_tile[j + 1u];
+                columns1 = right_quad(j + 4u);
                 s01 += outer(rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = left_tile[i + 1u];
+                let rows1 = left_quad(i + 4u);
                 s10 += outer(rows1, columns0);
                 if BLOCK_N == 8u {
                     s11 += outer(rows1, columns1);
@@ -279,6 +291,56 @@ fn input_grad(tile: u32, lane: u32) {
             store_input(row + 4u, rows, column + 4u, s11);
         }
     }
+}
+
+// Four terms of a row of dx's left factor, from `k` on.
+fn load_pixel(k: u32, row: u32) -> vec4<f32> {
+    if row >= TILE_MX || k >= KH * KW * FILTERS {
+        return vec4<f32>();
+    }
+    // Negative where the tap lies before the first window: then huge when unsigned, and past PH even when divided, unless the stride
+    // is huge too; so it is tested.
+    let tap = k / FILTERS;
+    let h = row_h[row] - i32(tap / KW * DILATION_H);
+    let v = row_w[row] - i32(tap % KW * DILATION_W);
+    let oh = u32(h) / STRIDE_H;
+    let ow = u32(v) / STRIDE_W;
+    if h < 0 || v < 0 || oh * STRIDE_H != u32(h) || ow * STRIDE_W != u32(v) || oh / 2u >= PH || ow / 2u >= PW {
+        return vec4<f32>();
+    }
+    return gradient(((row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + k % FILTERS) / 4u, oh % 2u * 2u + ow % 2u);
+}
+
+fn stage_pixel(step: u32, row: u32, value: vec4<f32>) {
+    if row >= TILE_MX {
+        return;
+    }
+    let pitch = TILE_MX + 4u;
+    let at = step * pitch + row;
+    left_tile[at] = value.x;
+    left_tile[at + pitch] = value.y;
+    left_tile[at + 2u * pitch] = value.z;
+    left_tile[at + 3u * pitch] = value.w;
+}
+
+// Four terms of a column of dx's right factor, from `k` on.
+fn load_w(k: u32, column0: u32, column: u32) -> vec4<f32> {
+    if column >= TILE_NX || k >= KH * KW * FILTERS || column0 + column >= CHANNELS {
+        return vec4<f32>();
+    }
+    return w[((k / FILTERS * CHANNELS + column0 + column) * FILTERS + k % FILTERS) / 4u];
+}
+
+fn stage_w(step: u32, column: u32, value: vec4<f32>) {
+    if column >= TILE_NX {
+        return;
+    }
+    let pitch = TILE_NX + 4u;
+    let at = step * pitch + column;
+    right_tile[at] = value.x;
+    right_tile[at + pitch] = value.y;
+    right_tile[at + 2u * pitch] = value.z;
+    right_tile[at + 3u * pitch] = value.w;
 }
 
 fn store_weight(slice: u32, row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
@@ -311,6 +373,14 @@ fn store_input_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
 fn gradient(i: u32, here: u32) -> vec4<f32> {
     let there = vec4(place[i]) >> vec4(0u, 8u, 16u, 24u) & vec4(0xffu);
     return select(dy[i], vec4<f32>(), (there != vec4(here)) | (y[i] <= vec4<f32>()));
+}
+
+fn left_quad(i: u32) -> vec4<f32> {
+    return vec4(left_tile[i], left_tile[i + 1u], left_tile[i + 2u], left_tile[i + 3u]);
+}
+
+fn right_quad(i: u32) -> vec4<f32> {
+    return vec4(right_tile[i], right_tile[i + 1u], right_tile[i + 2u], right_tile[i + 3u]);
 }
 
 // Each row times each column; a column of the matrix is a row.

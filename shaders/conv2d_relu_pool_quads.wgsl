@@ -7,7 +7,8 @@
 //   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie
 //
 // What conv2d_relu_pool does, with loads and stores of four: four neighbouring channels of x, which are four terms of a row, and four
-// filters of w. A row's four terms are spread over four rows of the staged tile.
+// filters of w. A row's four terms are spread over four rows of the staged tile. The first four that an invocation stages of each factor
+// is loaded a step ahead, so that it comes while the step before is computed.
 //
 // Dispatch: ceil(4·N·PH·PW / TILE_M) · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool.rs.
@@ -49,11 +50,12 @@ struct Call {
 }
 var<immediate> call: Call;
 
-var<workgroup> x_tile: array<vec4<f32>, (TILE_M / 4u + 1u) * STEP>; // [k][row]; the pitch spreads a column over the banks
-var<workgroup> w_tile: array<vec4<f32>, TILE_N / 4u * STEP>;        // [k][column]
-var<workgroup> row_h: array<i32, TILE_M>;                           // where each row's window begins
+// Neighbouring rows are different invocations' to stage, and one that writes an element of a vector may write all of it.
+var<workgroup> x_tile: array<f32, (TILE_M + 4u) * STEP>;     // [k][row]; the pitch spreads a column over the banks
+var<workgroup> w_tile: array<vec4<f32>, TILE_N / 4u * STEP>; // [k][column]
+var<workgroup> row_h: array<i32, TILE_M>;                    // where each row's window begins
 var<workgroup> row_w: array<i32, TILE_M>;
-var<workgroup> row_at: array<i32, TILE_M>;                          // … as an index of x, which wraps if it is in the padding
+var<workgroup> row_at: array<i32, TILE_M>;                   // … as an index of x, which wraps if it is in the padding
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -61,7 +63,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let pitch = TILE_M / 4u + 1u;
+    let pitch = TILE_M + 4u;
     let rows = call.batch * PH * PW * 4u;
     let depth = KH * KW * CHANNELS;
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
@@ -88,40 +90,29 @@ fn main(
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
+    // Neighbouring invocations take neighbouring fours of a pixel; an invocation stays at four terms of every step.
+    let step = lane % (STEP / 4u) * 4u;
+    let first = lane / (STEP / 4u);
+    var x_ahead = load_x(step, first);
+    var w_ahead = load_w(0u, column0, lane);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        // Neighbouring invocations take neighbouring fours of a pixel; an invocation stays at four terms of every step.
-        let step = lane % (STEP / 4u) * 4u;
-        let k = k0 + step;
-        let tap = k / CHANNELS;
-        let tap_h = i32(tap / KW * DILATION_H);
-        let tap_w = i32(tap % KW * DILATION_W);
-        let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k % CHANNELS);
-        for (var row = lane / (STEP / 4u); row < TILE_M; row += LANES / (STEP / 4u)) {
-            // A negative place is a huge one when unsigned.
-            var value = vec4<f32>();
-            if k < depth && u32(row_h[row] + tap_h) < H && u32(row_w[row] + tap_w) < W {
-                value = vec4<f32>(x[u32(row_at[row] + offset) / 4u]);
-            }
-            let at = step * pitch + row / 4u;
-            x_tile[at][row % 4u] = value.x;
-            x_tile[at + pitch][row % 4u] = value.y;
-            x_tile[at + 2u * pitch][row % 4u] = value.z;
-            x_tile[at + 3u * pitch][row % 4u] = value.w;
+        stage_x(step, first, x_ahead);
+        for (var row = first + LANES / (STEP / 4u); row < TILE_M; row += LANES / (STEP / 4u)) {
+            stage_x(step, row, load_x(k0 + step, row));
         }
-        for (var i = lane; i < TILE_N / 4u * STEP; i += LANES) {
-            let column = column0 + i % (TILE_N / 4u) * 4u;
-            let k_w = k0 + i / (TILE_N / 4u);
-            var value = vec4<f32>();
-            if k_w < depth && column < FILTERS {
-                value = w[(k_w * FILTERS + column) / 4u];
-            }
-            w_tile[i] = value;
+        if lane < TILE_N / 4u * STEP {
+            w_tile[lane] = w_ahead;
+        }
+        for (var i = lane + LANES; i < TILE_N / 4u * STEP; i += LANES) {
+            w_tile[i] = load_w(k0, column0, i);
         }
         workgroupBarrier();
+        x_ahead = load_x(k0 + STEP + step, first);
+        w_ahead = load_w(k0 + STEP, column0, lane);
         for (var s = 0u; s < STEP; s += 1u) {
-            let i = s * pitch + block_row / 4u;
+            let i = s * pitch + block_row;
             let j = (s * TILE_N + block_column) / 4u;
-            let rows0 = x_tile[i];
+            let rows0 = x_quad(i);
             let columns0 = w_tile[j];
             s00 += outer(rows0, columns0);
             var columns1 = vec4<f32>();
@@ -130,7 +121,7 @@ fn main(
                 s01 += outer(rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = x_tile[i + 1u];
+                let rows1 = x_quad(i + 4u);
                 s10 += outer(rows1, columns0);
                 if BLOCK_N == 8u {
                     s11 += outer(rows1, columns1);
@@ -151,6 +142,41 @@ fn main(
             pool(row + 4u, rows, column + 4u, s11);
         }
     }
+}
+
+// Four terms of a row, from `k` on.
+fn load_x(k: u32, row: u32) -> vec4<f32> {
+    let tap = k / CHANNELS;
+    let tap_h = i32(tap / KW * DILATION_H);
+    let tap_w = i32(tap % KW * DILATION_W);
+    // A negative place is a huge one when unsigned.
+    if row >= TILE_M || k >= KH * KW * CHANNELS || u32(row_h[row] + tap_h) >= H || u32(row_w[row] + tap_w) >= W {
+        return vec4<f32>();
+    }
+    let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k % CHANNELS);
+    return vec4<f32>(x[u32(row_at[row] + offset) / 4u]);
+}
+
+fn stage_x(step: u32, row: u32, value: vec4<f32>) {
+    if row >= TILE_M {
+        return;
+    }
+    let pitch = TILE_M + 4u;
+    let at = step * pitch + row;
+    x_tile[at] = value.x;
+    x_tile[at + pitch] = value.y;
+    x_tile[at + 2u * pitch] = value.z;
+    x_tile[at + 3u * pitch] = value.w;
+}
+
+// The four columns at place `i` of the tile of w that begins at `k0` and `column0`.
+fn load_w(k0: u32, column0: u32, i: u32) -> vec4<f32> {
+    let k = k0 + i / (TILE_N / 4u);
+    let column = column0 + i % (TILE_N / 4u) * 4u;
+    if k >= KH * KW * CHANNELS || column >= FILTERS {
+        return vec4<f32>();
+    }
+    return w[(k * FILTERS + column) / 4u];
 }
 
 // Stores what pooling leaves of a window, four rows from `row` on, for four filters.
@@ -192,6 +218,10 @@ fn beats(v: vec4<f32>, best: vec4<f32>) -> vec4<bool> {
 
 fn is_nan(v: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(v) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
+}
+
+fn x_quad(i: u32) -> vec4<f32> {
+    return vec4(x_tile[i], x_tile[i + 1u], x_tile[i + 2u], x_tile[i + 3u]);
 }
 
 // Each row times each column; a column of the matrix is a row.

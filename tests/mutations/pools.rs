@@ -44,11 +44,9 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["bias of the first filters", "b[column / 4u]", "b[0]"],
                 ["no relu", "select(z, vec4<f32>(), z < vec4<f32>())", "z"],
                 ["a window too many", "row >= rows ||", "row > rows ||"],
-                [
-                    "a four of terms half as long",
-                    "x_tile[at + 3u * pitch][row % 4u] = value.w;",
-                    "x_tile[at + 3u * pitch][row % 4u] = value.z;",
-                ],
+                ["a four of terms half as long", "x_tile[at + 3u * pitch] = value.w;", "x_tile[at + 3u * pitch] = value.z;"],
+                ["pixels of this step again in the next", "load_x(k0 + STEP + step, first)", "load_x(k0 + step, first)"],
+                ["weights of this step again in the next", "load_w(k0 + STEP, column0, lane)", "load_w(k0, column0, lane)"],
                 ["the first four of channels", "i32(k % CHANNELS)", "0"],
             ],
         ),
@@ -78,20 +76,20 @@ pub(super) fn relu_pools() -> Vec<Target> {
             &[
                 ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
                 ["every bias of the first tile", "db[(slice * FILTERS + column0) / 4u + lane]", "db[slice * FILTERS / 4u + lane]"],
-                ["bias counts the first step only", "bias += right_tile", "bias = right_tile"],
+                ["bias counts the first step only", "bias += right_quad", "bias = right_quad"],
                 ["a workgroup of dw taken for one of dx", "tile < of_weight {", "tile + 1u < of_weight {"],
                 ["tiles of dx begin one too late", "tile - of_weight, lane", "tile - of_weight + 1u, lane"],
-                ["window not turned round", "row_w[row] - tap_w", "row_w[row] + tap_w"],
+                ["window not turned round", "row_w[row] - i32(tap", "row_w[row] + i32(tap"],
                 ["places exchanged", "oh % 2u * 2u + ow % 2u", "ow % 2u * 2u + oh % 2u"],
                 ["what relu stopped goes through", " | (y[i] <= vec4<f32>())", ""],
                 ["what did not win gets a gradient", "(there != vec4(here)) | ", ""],
                 ["bytes of places exchanged", "vec4(0u, 8u, 16u, 24u)", "vec4(0u, 16u, 8u, 24u)"],
-                [
-                    "a four of terms half as long",
-                    "left_tile[at + 3u * pitch][row % 4u] = value.w;",
-                    "left_tile[at + 3u * pitch][row % 4u] = value.z;",
-                ],
-                ["weights of the next tap", "w[((tap * CHANNELS", "w[(((tap + 1u) % (KH * KW) * CHANNELS"],
+                ["a four of terms half as long", "left_tile[at + 3u * pitch] = value.w;", "left_tile[at + 3u * pitch] = value.z;"],
+                ["weights of the next tap", "w[((k / FILTERS * CHANNELS", "w[(((k / FILTERS + 1u) % (KH * KW) * CHANNELS"],
+                ["images of this step again in the next", "load_image(k0 + STEP, end", "load_image(k0, end"],
+                ["gradients of this step again in the next", "load_gradient(k0 + STEP, end", "load_gradient(k0, end"],
+                ["pixels of this step again in the next", "load_pixel(k0 + STEP + step, first)", "load_pixel(k0 + step, first)"],
+                ["weights of this step again in the next", "load_w(k0 + STEP + step, column0, first)", "load_w(k0 + step, column0, first)"],
             ],
         ),
     ]
@@ -108,20 +106,15 @@ pub(super) fn races() -> Vec<Target> {
     let staged = ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"];
     let next = ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"];
     let next_of_dw = ["no barrier before the next staging for dw", "workgroupBarrier();\n    }\n    if", "}\n    if"];
-    let staged_of_dw = [
-        "no barrier after staging for dw",
-        "workgroupBarrier();\n        for (var s = 0u; s < STEP; s += 1u) {\n            let i = (s * TILE_M",
-        "for (var s = 0u; s < STEP; s += 1u) {\n            let i = (s * TILE_M",
-    ];
-    let staged_of_dx = [
-        "no barrier after staging for dx",
-        "workgroupBarrier();\n        for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * pitch",
-        "for (var s = 0u; s < STEP; s += 1u) {\n            let i = s * pitch",
-    ];
+    let ahead = ["no barrier after staging", "workgroupBarrier();\n        x_ahead", "x_ahead"];
+    let staged_of_dw =
+        ["no barrier after staging for dw", "workgroupBarrier();\n        left_ahead = load_image", "left_ahead = load_image"];
+    let staged_of_dx =
+        ["no barrier after staging for dx", "workgroupBarrier();\n        left_ahead = load_pixel", "left_ahead = load_pixel"];
     let dx = Conv2dReluPoolInputGrad { conv, input: [9, 7], output: DType::F32 };
     vec![
         target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b], 3), &[staged, next, sized]),
-        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3), &[staged, next]),
+        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3), &[ahead, next]),
         // Of 128 rows an invocation stages two, far apart.
         target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, fixed(&[3, 2, 8, 32]), fixed(&[32])], 3), &[sized]),
         target(example(dx, &[y, y, place, w], 3), &[staged, next, sized]),

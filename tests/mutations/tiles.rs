@@ -51,8 +51,8 @@ pub(crate) fn targets() -> Vec<Target> {
                 ["later rows' pixels not set", "i < TILE_MX; i += LANES", "i < 32u; i += LANES"],
                 [
                     "a quarter of dw stored four columns off",
-                    "rows, column + 4u, s11);\n        }\n    }\n}\n\n// One",
-                    "rows, column, s11);\n        }\n    }\n}\n\n// One",
+                    "rows, column + 4u, s11);\n        }\n    }\n}\n\n// Four elements",
+                    "rows, column, s11);\n        }\n    }\n}\n\n// Four elements",
                 ],
             ],
         ),
