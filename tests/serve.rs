@@ -1,6 +1,8 @@
 //! The server from outside, over loopback: what it answers, what it withstands, and how it starts, changes and ends.
 #![cfg(feature = "serve")]
 
+#[path = "serve/again.rs"]
+mod again;
 #[cfg(feature = "cli")]
 #[path = "common/program.rs"]
 mod binary;
@@ -20,6 +22,9 @@ mod fragile;
 mod fuzz;
 #[path = "serve/life.rs"]
 mod life;
+#[cfg(all(unix, feature = "cli"))]
+#[path = "serve/process.rs"]
+mod process;
 #[path = "serve/protocols.rs"]
 mod protocols;
 #[path = "serve/storage.rs"]

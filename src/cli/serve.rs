@@ -85,6 +85,9 @@ pub(super) struct Arguments {
     /// Longest time that a connection is open and does nothing.
     #[arg(long, value_name = "TIME", default_value = "75s", value_parser = duration)]
     idle_timeout: Duration,
+    /// Longest time that a client does not take what is sent to it.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    write_timeout: Duration,
     /// Ask every request for a bearer token that is a line of this file; health and the page are open. Read again on SIGHUP.
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
@@ -226,7 +229,7 @@ fn configure(arguments: Arguments) -> Result<Config, Error> {
         head_timeout: arguments.head_timeout,
         body_timeout: arguments.body_timeout,
         idle_timeout: arguments.idle_timeout,
-        ..Limits::default()
+        write_timeout: arguments.write_timeout,
     };
     Ok(Config {
         http: SocketAddr::from((host, arguments.port.or(set).unwrap_or(8000))),

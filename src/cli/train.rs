@@ -8,7 +8,7 @@ use clap::Args;
 use shadernet::data::{self, Origin, SAMPLE_ACCURACY, Splits};
 use shadernet::exec::cpu::CpuExecutor;
 use shadernet::exec::gpu::Checks;
-use shadernet::files::{CheckpointDir, History, ModelFile};
+use shadernet::files::{Baseline, CheckpointDir, History, ModelFile, NamedTensor};
 use shadernet::models::cifar10_cnn;
 use shadernet::nn::Model;
 use shadernet::plot::plot_history;
@@ -52,7 +52,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "MODEL.safetensors")]
     out: Option<PathBuf>,
     /// Keep checkpoints in this folder after every epoch and on Ctrl-C, and the models of the best and of the last epoch beside
-    /// them (best.safetensors, last.safetensors).
+    /// them (best.safetensors, last.safetensors; what their validation was like is added at the end).
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
     /// Also keep a checkpoint after every so many steps of an epoch.
@@ -321,18 +321,33 @@ impl Screen<'_> {
     }
 }
 
-/// Writes the model, and with it what it was validated with.
-fn save(trainer: &Trainer, test: &Dataset, path: &Path) -> Result<(), Error> {
-    let (model, weights) = (trainer.model().clone(), trainer.weights());
+/// What a model sees in the validation images and answers to them, if that can be told.
+fn statistics(model: &Model, weights: &[NamedTensor], test: &Dataset) -> Option<Baseline> {
     // On the CPU, so that the file does not depend on the device any more than its weights do.
     let baseline = CpuExecutor::new(None)
-        .and_then(|exec| Predictor::new(Box::new(exec), model.clone(), &weights, test.len().clamp(1, 64))?.baseline(test));
-    let baseline = baseline.inspect_err(|error| log::warn!("the model is written without statistics of its validation: {error}")).ok();
+        .and_then(|exec| Predictor::new(Box::new(exec), model.clone(), weights, test.len().clamp(1, 64))?.baseline(test));
+    baseline.inspect_err(|error| log::warn!("the model is written without statistics of its validation: {error}")).ok()
+}
+
+/// Writes a model, and with it what it was validated with.
+fn save(file: &ModelFile, path: &Path) -> Result<(), Error> {
     // Weights that overflow give no statistics; they are still worth a file.
-    ModelFile { model: model.clone(), weights: weights.clone(), baseline }.save(path).or_else(|error| match error {
-        Error::Invalid { .. } => ModelFile { model, weights, baseline: None }.save(path),
+    file.save(path).or_else(|error| match error {
+        Error::Invalid { .. } => ModelFile { baseline: None, ..file.clone() }.save(path),
         other => Err(other),
     })
+}
+
+/// Writes into a model of the checkpoint folder, if it is there, what it was validated with: that of the latest if it is the same.
+fn complete(path: &Path, test: &Dataset, latest: &ModelFile) -> Result<(), Error> {
+    let mut file = match ModelFile::load(path) {
+        Ok(file) if file.baseline.is_none() => file,
+        Err(error) if path.exists() => return Err(error),
+        _ => return Ok(()),
+    };
+    let known = latest.baseline.clone().filter(|_| file.weights == latest.weights);
+    file.baseline = known.or_else(|| statistics(&file.model, &file.weights, test));
+    file.save(path)
 }
 
 /// Writes the results; each, whatever became of the others.
@@ -352,7 +367,15 @@ fn finish(trainer: &Trainer, test: &Dataset, arguments: &Arguments, done: Result
     // A model whose numbers broke, or one of no whole epoch, is not put in the place of what may be a good one. After any other
     // failure, of the disk that the checkpoints are on for example, this is the last chance to keep the weights.
     if done.is_ok() || (epochs > 0 && !matches!(done, Err(Error::NotFinite { .. }))) {
-        write("model", &arguments.out, &|path| save(trainer, test, path));
+        let (model, weights) = (trainer.model().clone(), trainer.weights());
+        let baseline = arguments.out.as_ref().and_then(|_| statistics(&model, &weights, test));
+        let latest = ModelFile { model, weights, baseline };
+        write("model", &arguments.out, &|path| save(&latest, path));
+        for path in trainer.checkpoints().iter().flat_map(|folder| [folder.best_model_path(), folder.last_model_path()]) {
+            if let Err(error) = complete(&path, test, &latest) {
+                log::warn!("{} stays without statistics of its validation: {error}", path.display());
+            }
+        }
     }
     if epochs > 0 {
         write("history", &arguments.history, &|path| history.save(path));

@@ -64,13 +64,6 @@ impl From<Refusal> for Answer {
 }
 
 impl Answer {
-    /// Compresses the body, if that is worthwhile.
-    pub(super) fn compress(&mut self, coding: Coding) {
-        if let Some(small) = coding.encode(&self.body) {
-            (self.body, self.coding) = (small, Some(coding));
-        }
-    }
-
     /// As HTTP, under the request's id. A server that is leaving asks its clients to go elsewhere.
     pub(super) fn into_response(self, id: &str, leaving: bool) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(self.body));

@@ -22,6 +22,9 @@ pub(super) enum Coding {
 /// Smaller answers are not worth compressing.
 const LEAST: usize = 1024;
 
+/// Answers of so many bytes keep a thread for about a millisecond.
+pub(super) const LONG: usize = 64 << 10;
+
 impl Coding {
     /// Its name in a header.
     pub(super) fn name(self) -> &'static str {

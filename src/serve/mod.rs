@@ -204,7 +204,8 @@ struct State {
     limits: Limits,
     routes: Routes,
     budget: Arc<Budget>,
-    decoders: Semaphore,
+    /// For what takes long: as many as there are cores.
+    workers: Arc<Semaphore>,
     answers: Answers,
     connections: Arc<AtomicUsize>,
     stage: watch::Receiver<Stage>,
@@ -222,7 +223,7 @@ impl State {
             limits: config.limits.clone(),
             routes: config.routes.clone(),
             budget: Arc::new(Budget::new(config.limits.memory)),
-            decoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            workers: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
             answers: Answers::default(),
             connections: Arc::default(),
             stage,
@@ -260,6 +261,18 @@ impl State {
         // An odd number has an inverse: ids that look nothing alike, and none twice.
         let new = || self.ids.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         given.map_or_else(|| format!("{:016x}", new()), str::to_owned)
+    }
+
+    /// Does what takes long away from the threads that answer, on no more threads than there are cores: a client that leaves
+    /// meanwhile does not make room for another one. `None` if it panics or the server is ending.
+    async fn away<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let permit = self.workers.clone().acquire_owned().await.ok()?;
+        let work = move || {
+            let done = work();
+            drop(permit);
+            done
+        };
+        tokio::task::spawn_blocking(work).await.ok()
     }
 
     /// Loads a model, away from the threads that answer.

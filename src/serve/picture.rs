@@ -47,8 +47,7 @@ pub(super) async fn decode(state: &State, version: &Version, picture: Bytes) -> 
     if channels != 3 {
         return Err(Refusal::expected("channels of the model's images", channels, "3, as pictures have"));
     }
-    let _permit = state.decoders.acquire().await.map_err(|_| Refusal::unavailable("the server is ending"))?;
-    let decoded = tokio::task::spawn_blocking(move || decode_image(Path::new("picture"), &picture, height, width)).await;
-    let decoded = decoded.map_err(|_| Refusal::bad("the picture cannot be decoded"))?;
+    let decoded = state.away(move || decode_image(Path::new("picture"), &picture, height, width)).await;
+    let decoded = decoded.ok_or_else(|| Refusal::bad("the picture cannot be decoded"))?;
     decoded.map_err(|error| Refusal::bad(error.to_string()))
 }

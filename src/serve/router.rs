@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::answer::{Answer, text};
 use super::body::{self, Share};
-use super::coding::Coding;
+use super::coding::{Coding, LONG};
 use super::numbers::from_json;
 use super::refusal::Refusal;
 #[cfg(feature = "otel")]
@@ -54,9 +54,18 @@ pub(super) async fn answer(state: Arc<State>, door: Door, request: Request<Incom
     log::log!(target: "shadernet::serve::access", level, request_id = id, method = method.as_str(), path = super::repository::printable(&path),
         status = answer.status.as_u16(), seconds = began.elapsed().as_secs_f64(), peer:%; "answered");
     if let Some(coding) = coding {
-        answer.compress(coding);
+        compress(&state, &mut answer, coding).await;
     }
     answer.into_response(&id, state.is_leaving())
+}
+
+/// Compresses an answer, if that is worthwhile; a long one away from the threads that answer.
+async fn compress(state: &State, answer: &mut Answer, coding: Coding) {
+    let body = answer.body.clone();
+    let small = if body.len() < LONG { coding.encode(&body) } else { state.away(move || coding.encode(&body)).await.flatten() };
+    if let Some(small) = small {
+        (answer.body, answer.coding) = (small, Some(coding));
+    }
 }
 
 /// What a request is about, in a few words.
@@ -107,12 +116,11 @@ impl Call<'_> {
         Ok(bytes)
     }
 
-    /// Decompresses a body, away from the threads that answer, on no more threads than there are cores.
+    /// Decompresses a body, away from the threads that answer.
     async fn decompress(&mut self, coding: Coding, bytes: Bytes) -> Result<Bytes, Refusal> {
-        let _permit = self.state.decoders.acquire().await.map_err(|_| Refusal::unavailable("the server is ending"))?;
         let (limit, mut share) = (self.state.limits.body, self.state.budget.share());
-        let decoded = tokio::task::spawn_blocking(move || Ok((coding.decode(&bytes, limit, &mut share)?, share))).await;
-        let (bytes, share) = decoded.map_err(|_| Refusal::bad("the body cannot be decompressed"))??;
+        let decoded = self.state.away(move || Ok((coding.decode(&bytes, limit, &mut share)?, share))).await;
+        let (bytes, share) = decoded.ok_or_else(|| Refusal::bad("the body cannot be decompressed"))??;
         self.share.absorb(share);
         Ok(bytes)
     }

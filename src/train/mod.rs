@@ -196,6 +196,11 @@ impl Trainer {
         self.resumed.then(|| (self.progress.epochs, self.progress.snapshot.clock[0] as usize))
     }
 
+    /// Where checkpoints and models are kept, if they are.
+    pub fn checkpoints(&self) -> Option<&CheckpointDir> {
+        self.folder.as_ref()
+    }
+
     /// The session below: device, plans, memory.
     pub fn session(&mut self) -> &mut Session {
         &mut self.session

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -125,6 +126,13 @@ pub(crate) fn post(address: SocketAddr, path: &str, body: &[u8]) -> Reply {
     call(address, "POST", path, &[], body)
 }
 
+/// A number of the metrics that an admin port tells.
+pub(crate) fn metric(admin: SocketAddr, line: &str) -> f64 {
+    let text = String::from_utf8(get(admin, "/metrics").body).unwrap();
+    let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {line} in {text}")).parse().unwrap()
+}
+
 /// Images as the body, nothing around them.
 pub(crate) fn infer_raw(address: SocketAddr, images: &[u8]) -> Reply {
     call(address, "POST", "/v2/models/m/infer", &[("inference-header-content-length", "0")], images)
@@ -213,9 +221,7 @@ impl Served {
 
     /// A number of the metrics.
     pub(crate) fn metric(&self, line: &str) -> f64 {
-        let text = String::from_utf8(get(self.admin, "/metrics").body).unwrap();
-        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
-        value.unwrap_or_else(|| panic!("no {line} in {text}")).parse().unwrap()
+        metric(self.admin, line)
     }
 
     /// Waits until something is so.
@@ -225,6 +231,15 @@ impl Served {
             assert!(began.elapsed() < Duration::from_secs(20), "never: {what}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+/// Sets a flag at its end, even if that is a panic: threads that go on until then do not keep a test that failed from ending.
+pub(crate) struct AtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

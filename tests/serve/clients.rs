@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use flate2::Compression;
-use flate2::read::GzDecoder;
+use flate2::read::{GzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use serde_json::json;
 
@@ -102,4 +102,35 @@ fn answers_are_compressed_for_those_who_ask() {
     assert!(packed.body.len() < plain.body.len());
     let small = call(served.http, "POST", INFER, &headers, &bytes[..IMAGE]);
     assert_eq!(small.header("content-encoding"), None, "not worthwhile");
+}
+
+#[test]
+fn long_answers_are_compressed_for_many_at_a_time() {
+    let served = Served::with(|config| config.queue = 100_000);
+    let bytes = images(3, 64 * IMAGE).repeat(128);
+    let plain = infer_raw(served.http, &bytes);
+    assert!(plain.body.len() > 100_000, "{} bytes", plain.body.len());
+    std::thread::scope(|scope| {
+        for coding in ["gzip", "deflate", "gzip", "deflate", "gzip", "deflate", "gzip", "deflate"] {
+            let (served, bytes, plain) = (&served, &bytes, &plain);
+            scope.spawn(move || {
+                let headers = [("inference-header-content-length", "0"), ("accept-encoding", coding)];
+                let packed = call(served.http, "POST", INFER, &headers, bytes);
+                assert_eq!(packed.header("content-encoding"), Some(coding));
+                let mut body = Vec::new();
+                match coding {
+                    "gzip" => GzDecoder::new(packed.body.as_slice()).read_to_end(&mut body).unwrap(),
+                    _ => ZlibDecoder::new(packed.body.as_slice()).read_to_end(&mut body).unwrap(),
+                };
+                assert!(body == plain.body && packed.body.len() < body.len(), "{coding}: another answer than without");
+            });
+        }
+    });
+    // Clients that do not wait for what is compressed for them keep no one from it.
+    for _ in 0..30 {
+        let mut client = Client::new(served.http);
+        client.send("POST", INFER, &[("inference-header-content-length", "0"), ("accept-encoding", "gzip")], &bytes);
+    }
+    let headers = [("inference-header-content-length", "0"), ("accept-encoding", "gzip")];
+    assert_eq!(call(served.http, "POST", INFER, &headers, &bytes).status, 200);
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Clients that no one here wrote, against the program: tritonclient (HTTP, gRPC), kserve, requests, curl, schemathesis; and the manifests
-# against their schemas, the Dockerfile by hadolint; and boofuzz for a quarter of a minute. Python packages go into target/serve-clients. Exit code 77: they cannot be had here.
+# against their schemas, the Dockerfile by hadolint; boofuzz and slowhttptest for a quarter of a minute each. Python packages go into target/serve-clients. Exit code 77: they cannot be had here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -110,3 +110,4 @@ if [ -x "$work/venv/bin/hadolint" ]; then
     echo 'ok  Dockerfile, hadolint'
 fi
 PROGRAM=$program tests/serve/malformed.sh 15 || [ $? = 77 ]
+PROGRAM=$program tests/serve/slow.sh 4 || { [ $? = 77 ] && echo '--  slow clients are not tried: no slowhttptest'; }

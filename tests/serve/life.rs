@@ -1,7 +1,6 @@
 //! How a server starts, changes its models, and ends, while it is asked.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use shadernet::serve::{Config, Routes, Server, Source};
 use super::client::*;
 
 /// Asks all the time while `work` is done; each answer must be what one of these weights gives, and none may fail.
-fn under_load(address: SocketAddr, seeds: &[u64], work: impl FnOnce()) {
+pub(crate) fn under_load(address: SocketAddr, seeds: &[u64], work: impl FnOnce()) {
     let bytes = images(4, 2 * IMAGE);
     let good: Vec<Vec<f32>> = seeds.iter().map(|&seed| expected(&small_model(), seed, &bytes)).collect();
     let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -26,15 +25,15 @@ fn under_load(address: SocketAddr, seeds: &[u64], work: impl FnOnce()) {
                 }
             });
         }
+        let _end = AtEnd(&done);
         std::thread::sleep(ms(50));
         work();
         std::thread::sleep(ms(50));
-        done.store(true, Ordering::SeqCst);
     });
     assert!(asked.load(Ordering::SeqCst) > 10);
 }
 
-fn answers_as(address: SocketAddr, seed: u64) -> bool {
+pub(crate) fn answers_as(address: SocketAddr, seed: u64) -> bool {
     let bytes = images(5, IMAGE);
     infer_raw(address, &bytes).floats() == expected(&small_model(), seed, &bytes)
 }
@@ -229,44 +228,11 @@ fn end_does_not_wait_for_longer_than_it_may() {
 /// Tests of the program itself, with signals.
 #[cfg(all(unix, feature = "cli"))]
 mod program {
-    use std::io::{BufRead, BufReader};
-    use std::process::{Child, Command, Stdio};
-
-    use super::*;
+    use std::process::Command;
 
     use super::super::binary;
-
-    struct Process {
-        child: Child,
-        http: SocketAddr,
-    }
-
-    impl Process {
-        fn start(model: &Path) -> Self {
-            let mut command = Command::new(binary::program());
-            command.args(["serve", "--device", "cpu", "--port", "0", "--admin-port", "0", "--grpc-port", "off", "--drain-delay", "300ms"]);
-            command.arg(format!("m={}", model.display())).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-            for variable in ["AIP_HTTP_PORT", "PORT", "AIP_STORAGE_URI", "RUST_LOG"] {
-                command.env_remove(variable);
-            }
-            let mut child = command.spawn().unwrap();
-            let mut line = String::new();
-            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-            let address = line.split_once("HTTP ").unwrap_or_else(|| panic!("{line:?}")).1.split(',').next().unwrap();
-            Self { child, http: address.parse().unwrap() }
-        }
-
-        fn signal(&self, name: &str) {
-            assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
-        }
-    }
-
-    impl Drop for Process {
-        fn drop(&mut self) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
+    use super::super::process::Process;
+    use super::*;
 
     #[test]
     fn sigterm_under_load_fails_no_request_and_exits_0() {
@@ -307,11 +273,6 @@ mod program {
         save(&path, &small_model(), 1);
         let process = Process::start(&path);
         let (bytes, http) = (images(8, IMAGE), process.http);
-        let resident = || {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-            line.trim_end_matches("kB").trim().parse::<i64>().unwrap()
-        };
         let ask = |times: usize| {
             std::thread::scope(|scope| {
                 for _ in 0..4 {
@@ -324,7 +285,7 @@ mod program {
                     });
                 }
             });
-            resident()
+            process.held().resident
         };
         // What is kept for each request would be 16 MB for 200 bytes more of each 80,000; the bound is for 8,000.
         let warm = ask(4000);
