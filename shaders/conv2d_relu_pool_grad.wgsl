@@ -16,7 +16,8 @@
 // workgroup is one or the other, so both stage in the same memory. All is loaded and stored in fours of neighbouring channels or
 // filters. The rows and columns of dw's factors are such, and are staged as they are; of dx's factors it is the terms, so there a four
 // is spread over four rows of the staged tile. The first four that an invocation stages of each factor is loaded a step ahead, so that
-// it comes while the step before is computed.
+// it comes while the step before is computed. A tile too small for the invocations of a workgroup, one for each block, has PARTS times as
+// many: each part takes its share of every step's terms, and their sums meet at the end, in order.
 //
 // Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, rounded up to a multiple of
 // ceil(CHANNELS / TILE_NX), and as many of these as there are tiles of TILE_MX in the N·H·W rows of dx.
@@ -44,7 +45,9 @@ override TILE_NX: u32;  // and its columns
 override STEP: u32;     // elements of K staged at a time
 override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
 override BLOCK_N: u32;  // and its columns, 4 or 8
-override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
+override PARTS: u32;    // 1, or with blocks of 4×4 more, of which STEP is a multiple
+override SIDE: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N); // invocations of a part
+override LANES: u32 = SIDE * PARTS;
 override LEFT: u32 = max(TILE_M, TILE_MX + 4u) * STEP;  // elements staged of the left factors
 override RIGHT: u32 = max(TILE_N, TILE_NX + 4u) * STEP; // and of the right ones
 
@@ -99,8 +102,10 @@ fn weight_grad(tile: u32, lane: u32) {
     }
     let row0 = tile / tiles_n % tiles_m * TILE_M;
     let column0 = tile % tiles_n * TILE_N;
-    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
-    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
+    let part = lane / SIDE;
+    let block = lane % SIDE;
+    let block_row = block / (TILE_N / BLOCK_N) * BLOCK_M;
+    let block_column = block % (TILE_N / BLOCK_N) * BLOCK_N;
 
     let pixels = call.batch * PH * PW;
     let run = (pixels + SLICES - 1u) / SLICES;
@@ -131,7 +136,7 @@ fn weight_grad(tile: u32, lane: u32) {
         workgroupBarrier();
         left_ahead = load_image(k0 + STEP, end, row0, lane);
         right_ahead = load_gradient(k0 + STEP, end, column0, lane);
-        for (var s = 0u; s < STEP; s += 1u) {
+        for (var s = part * (STEP / PARTS); s < (part + 1u) * (STEP / PARTS); s += 1u) {
             let i = s * TILE_M + block_row;
             let j = s * TILE_N + block_column;
             let rows0 = left_quad(i);
@@ -159,6 +164,12 @@ fn weight_grad(tile: u32, lane: u32) {
     }
     if row0 == 0u && lane < TILE_N / 4u && column0 + 4u * lane < FILTERS {
         db[(slice * FILTERS + column0) / 4u + lane] = bias;
+    }
+    if PARTS > 1u {
+        s00 = mat4x4(meet(part, block, s00[0]), meet(part, block, s00[1]), meet(part, block, s00[2]), meet(part, block, s00[3]));
+        if part != PARTS / 2u {
+            return;
+        }
     }
     let first_row = row0 + block_row;
     let column = column0 + block_column;
@@ -225,8 +236,10 @@ fn input_grad(tile: u32, lane: u32) {
     let tiles_n = (CHANNELS + TILE_NX - 1u) / TILE_NX;
     let row0 = tile / tiles_n * TILE_MX;
     let column0 = tile % tiles_n * TILE_NX;
-    let block_row = lane / (TILE_NX / BLOCK_N) * BLOCK_M;
-    let block_column = lane % (TILE_NX / BLOCK_N) * BLOCK_N;
+    let part = lane / SIDE;
+    let block = lane % SIDE;
+    let block_row = block / (TILE_NX / BLOCK_N) * BLOCK_M;
+    let block_column = block % (TILE_NX / BLOCK_N) * BLOCK_N;
 
     for (var i = lane; i < TILE_MX; i += LANES) {
         let row = row0 + i;
@@ -258,7 +271,7 @@ fn input_grad(tile: u32, lane: u32) {
         workgroupBarrier();
         left_ahead = load_pixel(k0 + STEP + step, first);
         right_ahead = load_w(k0 + STEP + step, column0, first);
-        for (var s = 0u; s < STEP; s += 1u) {
+        for (var s = part * (STEP / PARTS); s < (part + 1u) * (STEP / PARTS); s += 1u) {
             let i = s * pitch + block_row;
             let j = s * pitch_n + block_column;
             let rows0 = left_quad(i);
@@ -278,6 +291,12 @@ fn input_grad(tile: u32, lane: u32) {
             }
         }
         workgroupBarrier();
+    }
+    if PARTS > 1u {
+        s00 = mat4x4(meet(part, block, s00[0]), meet(part, block, s00[1]), meet(part, block, s00[2]), meet(part, block, s00[3]));
+        if part != PARTS / 2u {
+            return;
+        }
     }
     let row = row0 + block_row;
     let column = column0 + block_column;
@@ -341,6 +360,20 @@ fn stage_w(step: u32, column: u32, value: vec4<f32>) {
     right_tile[at + pitch] = value.y;
     right_tile[at + 2u * pitch] = value.z;
     right_tile[at + 3u * pitch] = value.w;
+}
+
+// The sum of the parts' sums at a block, in order, its own last, for the part in the middle.
+fn meet(part: u32, block: u32, own: vec4<f32>) -> vec4<f32> {
+    if part != PARTS / 2u {
+        stage_right(select(part - 1u, part, part < PARTS / 2u) * SIDE + block, own);
+    }
+    workgroupBarrier();
+    var sum = vec4<f32>();
+    for (var i = 0u; part == PARTS / 2u && i + 1u < PARTS; i += 1u) {
+        sum += right_quad(4u * (i * SIDE + block));
+    }
+    workgroupBarrier();
+    return sum + own;
 }
 
 fn store_weight(slice: u32, row: u32, rows: u32, column: u32, s: mat4x4<f32>) {

@@ -8,7 +8,8 @@
 //
 // What conv2d_relu_pool does, with loads and stores of four: four neighbouring channels of x, which are four terms of a row, and four
 // filters of w. A row's four terms are spread over four rows of the staged tile. The first four that an invocation stages of each factor
-// is loaded a step ahead, so that it comes while the step before is computed.
+// is loaded a step ahead, so that it comes while the step before is computed. A tile too small for the invocations of a workgroup, one
+// for each block, has PARTS times as many: each part takes its share of every step's terms, and their sums meet at the end, in order.
 //
 // Dispatch: ceil(4·N·PH·PW / TILE_M) · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool.rs.
@@ -36,7 +37,9 @@ override TILE_N: u32;   // and its columns
 override STEP: u32;     // elements of K staged at a time
 override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
 override BLOCK_N: u32;  // and its columns, 4 or 8
-override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
+override PARTS: u32;    // 1, or with blocks of 4×4 more, of which STEP is a multiple
+override SIDE: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N); // invocations of a part
+override LANES: u32 = SIDE * PARTS;
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
 
@@ -70,8 +73,10 @@ fn main(
     let tile = group.y * groups.x + group.x;
     let row0 = tile / tiles_n * TILE_M;
     let column0 = tile % tiles_n * TILE_N;
-    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
-    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
+    let part = lane / SIDE;
+    let block = lane % SIDE;
+    let block_row = block / (TILE_N / BLOCK_N) * BLOCK_M;
+    let block_column = block % (TILE_N / BLOCK_N) * BLOCK_N;
 
     for (var i = lane; i < TILE_M; i += LANES) {
         let row = row0 + i;
@@ -109,7 +114,7 @@ fn main(
         workgroupBarrier();
         x_ahead = load_x(k0 + STEP + step, first);
         w_ahead = load_w(k0 + STEP, column0, lane);
-        for (var s = 0u; s < STEP; s += 1u) {
+        for (var s = part * (STEP / PARTS); s < (part + 1u) * (STEP / PARTS); s += 1u) {
             let i = s * pitch + block_row;
             let j = (s * TILE_N + block_column) / 4u;
             let rows0 = x_quad(i);
@@ -129,6 +134,12 @@ fn main(
             }
         }
         workgroupBarrier();
+    }
+    if PARTS > 1u {
+        s00 = mat4x4(meet(part, block, s00[0]), meet(part, block, s00[1]), meet(part, block, s00[2]), meet(part, block, s00[3]));
+        if part != PARTS / 2u {
+            return;
+        }
     }
     let row = row0 + block_row;
     let column = column0 + block_column;
@@ -177,6 +188,20 @@ fn load_w(k0: u32, column0: u32, i: u32) -> vec4<f32> {
         return vec4<f32>();
     }
     return w[(k * FILTERS + column) / 4u];
+}
+
+// The sum of the parts' sums at a block, in order, its own last, for the part in the middle.
+fn meet(part: u32, block: u32, own: vec4<f32>) -> vec4<f32> {
+    if part != PARTS / 2u {
+        w_tile[select(part - 1u, part, part < PARTS / 2u) * SIDE + block] = own;
+    }
+    workgroupBarrier();
+    var sum = vec4<f32>();
+    for (var i = 0u; part == PARTS / 2u && i + 1u < PARTS; i += 1u) {
+        sum += w_tile[i * SIDE + block];
+    }
+    workgroupBarrier();
+    return sum + own;
 }
 
 // Stores what pooling leaves of a window, four rows from `row` on, for four filters.

@@ -197,10 +197,12 @@ fn every_shader_translates_to_spirv_msl_and_hlsl_with_the_constants_of_its_launc
             let block = 2 * constants(&module)["EDGE"];
             assert_eq!(set["TILE_M"] / block * (set["TILE_N"] / block) * subgroup, invocations, "{name}: whole subgroups, one a block");
         } else if let Some(rows) = set.get("TILE_M") {
+            let parts = set.get("PARTS").unwrap_or(&1);
             let blocks = rows / set["BLOCK_M"] * (set["TILE_N"] / set["BLOCK_N"]);
-            assert_eq!(blocks, invocations, "{name}: blocks of a tile and invocations");
+            assert_eq!(blocks * parts, invocations, "{name}: blocks of a tile and invocations");
             let second = set.get("TILE_MX").map_or(blocks, |rows| rows / set["BLOCK_M"] * (set["TILE_NX"] / set["BLOCK_N"]));
-            assert_eq!(second, invocations, "{name}: blocks of the second product's tile and invocations");
+            assert_eq!(second * parts, invocations, "{name}: blocks of the second product's tile and invocations");
+            assert!(*parts == 1 || (set["STEP"].is_multiple_of(*parts) && [set["BLOCK_M"], set["BLOCK_N"]] == [4, 4]), "{name}: {set:?}");
             assert!(rows.is_multiple_of(set["BLOCK_M"]) && set["TILE_N"].is_multiple_of(set["BLOCK_N"]), "{name}: {set:?}");
         }
 

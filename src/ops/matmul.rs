@@ -7,7 +7,7 @@ use crate::kernels::{self, gemm::Matrix};
 use crate::shape::{DType, Shape, TensorType};
 
 /// Into what the portable kernel cuts C.
-const TILES: Tiles = Tiles { tile: [64, 64], step: 16, block: [4, 4] };
+const TILES: Tiles = Tiles { tile: [64, 64], step: 16, block: [4, 4], parts: 1 };
 
 /// Edge of the tile that one invocation of `matmul_registers` computes, and its invocations; `TILE` and `LANES` in it.
 const REGISTERS: [usize; 2] = [16, 8];

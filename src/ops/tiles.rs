@@ -11,19 +11,32 @@ pub(crate) struct Tiles {
     pub(crate) step: usize,
     /// Rows and columns that one invocation computes, each 4 or 8.
     pub(crate) block: [usize; 2],
+    /// Invocations for each block, which share the terms of every step. More than one is for few and long sums, and for
+    /// the kernels that have a constant `PARTS`.
+    pub(crate) parts: usize,
 }
 
 const fn tiles(tile: [usize; 2], step: usize, block: [usize; 2]) -> Tiles {
-    Tiles { tile, step, block }
+    Tiles { tile, step, block, parts: 1 }
+}
+
+const fn in_parts(tile: [usize; 2], parts: usize) -> Tiles {
+    Tiles { tile, step: 32, block: [4, 4], parts }
 }
 
 /// For many columns, and for few.
 const WIDE: Tiles = tiles([64, 64], 16, [4, 4]);
 const NARROW: Tiles = tiles([128, 32], 16, [4, 4]);
 
+/// For so few sums that each has to be many workgroups' and many invocations' to keep a large GPU busy.
+const DEEP: Tiles = in_parts([32, 32], 4);
+
+/// Fewer workgroups than these at a batch of 64 are few.
+const FEW: usize = 64;
+
 /// Everything worth a try. The largest takes 12 KiB of shared memory and the rows' windows beside it; none has more than 256
 /// invocations, as some adapters allow no more.
-const ALL: [Tiles; 16] = [
+const ALL: [Tiles; 19] = [
     WIDE,
     tiles([64, 64], 16, [8, 4]),
     tiles([64, 64], 16, [8, 8]),
@@ -40,12 +53,22 @@ const ALL: [Tiles; 16] = [
     tiles([64, 32], 16, [8, 4]),
     tiles([32, 32], 16, [4, 4]),
     tiles([128, 16], 16, [4, 4]),
+    DEEP,
+    in_parts([32, 64], 2),
+    in_parts([64, 32], 2),
 ];
 
 impl Tiles {
     /// The usual ones for a result of so many columns: of each group, if they are in groups.
     pub(crate) fn usual(columns: usize) -> Self {
         if columns <= 32 { NARROW } else { WIDE }
+    }
+
+    /// The usual ones for a kernel that can have parts, of so many rows for each image.
+    pub(crate) fn usual_in_parts(per_image: usize, columns: usize) -> Self {
+        let usual = Self::usual(columns);
+        let workgroups = (64 * per_image).div_ceil(usual.tile[0]) * usual.across(columns);
+        if workgroups < FEW && columns > 16 { DEEP } else { usual }
     }
 
     /// Those worth a try for so many columns beside `usual`: none that is twice as wide as the result, nor the narrowest for a wide one.
@@ -56,7 +79,7 @@ impl Tiles {
 
     /// Invocations of a workgroup.
     pub(crate) fn lanes(self) -> usize {
-        self.tile[0] / self.block[0] * (self.tile[1] / self.block[1])
+        self.tile[0] / self.block[0] * (self.tile[1] / self.block[1]) * self.parts
     }
 
     /// Tiles across so many columns.
@@ -66,7 +89,7 @@ impl Tiles {
 
     /// The constants of the kernels.
     pub(crate) fn constants(self) -> [(&'static str, f64); 5] {
-        let Self { tile: [rows, columns], step, block: [block_rows, block_columns] } = self;
+        let Self { tile: [rows, columns], step, block: [block_rows, block_columns], .. } = self;
         let values = [("TILE_M", rows), ("TILE_N", columns), ("STEP", step), ("BLOCK_M", block_rows), ("BLOCK_N", block_columns)];
         values.map(|(name, value)| (name, value as f64))
     }
@@ -76,31 +99,47 @@ impl Tiles {
     pub(crate) fn variants(usual: Self, columns: usize, legal: fn(Self) -> bool, launch: impl Fn(Self) -> Launch) -> Vec<Variant> {
         let variant = |tiles: Self| {
             let launch = launch(tiles);
-            let Self { tile: [rows, columns], step, block } = tiles;
-            let name = format!("{}/{rows}x{columns}x{step}/{}x{}", launch.kernel.name, block[0], block[1]);
+            let [rows, columns] = tiles.tile;
+            let name = format!("{}/{rows}x{columns}x{}", launch.kernel.name, tiles.shares());
             Variant { name, style: Style::Portable, matrices: None, launch }
         };
         Self::others(usual, columns).filter(|&tiles| legal(tiles)).map(variant).collect()
     }
 
+    /// What tells the tiles of one size apart: step, block, and parts if there are several.
+    pub(crate) fn shares(self) -> String {
+        let Self { step, block: [rows, columns], parts, .. } = self;
+        if parts == 1 { format!("{step}/{rows}x{columns}") } else { format!("{step}/{rows}x{columns}x{parts}") }
+    }
+
     /// Pairs worth a try, for a kernel that does two products of so many columns in one dispatch: with the same invocations, blocks and
-    /// steps, the first one's as [`one_row_each`](Self::one_row_each). The pair of the usual ones, which is such a pair, is not among them.
+    /// steps. The pair of the usual ones, which is such a pair, is not among them.
     pub(crate) fn pairs(usual: [Self; 2], columns: [usize; 2]) -> Vec<[Self; 2]> {
         let [first, second] = [0, 1].map(|i| std::iter::once(usual[i]).chain(Self::others(usual[i], columns[i])).collect::<Vec<_>>());
-        let alike = |a: &Self, b: &Self| (a.lanes(), a.step, a.block) == (b.lanes(), b.step, b.block);
-        let pairs = first.into_iter().filter(|tiles| tiles.one_row_each());
+        let alike = |a: &Self, b: &Self| (a.lanes(), a.step, a.block, a.parts) == (b.lanes(), b.step, b.block, b.parts);
+        let pairs = first.into_iter().filter(|tiles| tiles.parts > 1 || tiles.one_row_each());
         let pairs = pairs.flat_map(|a| second.iter().filter(move |b| alike(&a, b)).map(move |&b| [a, b]));
-        pairs.filter(|pair| *pair != usual).collect()
+        // What they stage, one with a pitch of four more, and the second one's rows.
+        let fits = |[a, b]: &[Self; 2]| {
+            let staged: usize = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 4)).iter().sum();
+            4 * (staged * a.step + 3 * b.tile[0]) <= 16 * 1024
+        };
+        pairs.filter(|pair| *pair != usual && fits(pair)).collect()
+    }
+
+    /// For kernels that can have parts.
+    pub(crate) fn all(self) -> bool {
+        true
     }
 
     /// For kernels in which any invocation can stage any row.
     pub(crate) fn any(self) -> bool {
-        true
+        self.parts == 1
     }
 
     /// For kernels in which an invocation stages one row, again and again, and one column's sum is one invocation's.
     pub(crate) fn one_row_each(self) -> bool {
-        self.lanes().is_multiple_of(self.tile[0]) && self.lanes() >= self.tile[1]
+        self.parts == 1 && self.lanes().is_multiple_of(self.tile[0]) && self.lanes() >= self.tile[1]
     }
 }
 
@@ -111,10 +150,14 @@ mod tests {
     #[test]
     fn all_tiles_keep_to_the_limits_that_every_adapter_has() {
         for tiles in ALL {
-            let Tiles { tile: [rows, columns], step, block } = tiles;
+            let Tiles { tile: [rows, columns], step, block, parts } = tiles;
+            // The other parts' sums, four of them at a time, lie where columns are staged.
+            assert!(
+                parts == 1 || (block == [4, 4] && step.is_multiple_of(parts) && (parts - 1) * tiles.lanes() / parts * 4 <= columns * step)
+            );
             assert!(tiles.lanes() <= 256 && tiles.lanes() >= 32 && tiles.lanes().is_multiple_of(step), "{tiles:?}");
             assert!(block.iter().all(|edge| [4, 8].contains(edge)), "{tiles:?}");
-            let bytes = 4 * ((rows + 1 + columns + 1) * step + 3 * rows);
+            let bytes = 4 * ((rows + 4 + columns) * step + 3 * rows);
             assert!(bytes <= 16 * 1024, "{tiles:?} takes {bytes} bytes");
         }
         assert!(WIDE.one_row_each() && NARROW.one_row_each());
@@ -125,13 +168,14 @@ mod tests {
     #[test]
     fn pairs_have_what_one_kernel_needs_of_both_and_keep_to_the_limits() {
         for columns in [[64, 32], [128, 64], [36, 17], [4, 6], [512, 3]] {
-            let usual = columns.map(Tiles::usual);
-            let pairs = Tiles::pairs(usual, columns);
-            assert!((2..=24).contains(&pairs.len()) && !pairs.contains(&usual), "{} for {columns:?}", pairs.len());
-            for [a, b] in pairs.into_iter().chain([usual]) {
-                assert!((a.lanes(), a.step, a.block) == (b.lanes(), b.step, b.block) && a.one_row_each(), "{a:?} {b:?}");
-                let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 4)).iter().sum::<usize>() * a.step;
-                assert!(4 * (staged + 3 * b.tile[0]) <= 16 * 1024, "{a:?} {b:?}");
+            for usual in [columns.map(Tiles::usual), [DEEP; 2]] {
+                let pairs = Tiles::pairs(usual, columns);
+                assert!((2..=24).contains(&pairs.len()) && !pairs.contains(&usual), "{} for {columns:?}", pairs.len());
+                for [a, b] in pairs.into_iter().chain([usual]) {
+                    assert!((a.lanes(), a.step, a.block, a.parts) == (b.lanes(), b.step, b.block, b.parts), "{a:?} {b:?}");
+                    let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 4)).iter().sum::<usize>() * a.step;
+                    assert!(4 * (staged + 3 * b.tile[0]) <= 16 * 1024, "{a:?} {b:?}");
+                }
             }
         }
     }
@@ -139,9 +183,9 @@ mod tests {
     #[test]
     fn some_tiles_are_worth_a_try_for_any_columns_and_none_has_too_many() {
         for columns in [1, 10, 32, 33, 64, 128, 512] {
-            for legal in [Tiles::any, Tiles::one_row_each] {
+            for legal in [Tiles::any, Tiles::one_row_each, Tiles::all] {
                 let count = Tiles::others(Tiles::usual(columns), columns).filter(|&tiles| legal(tiles)).count();
-                assert!((4..=14).contains(&count), "{count} for {columns} columns");
+                assert!((4..=17).contains(&count), "{count} for {columns} columns");
             }
         }
     }

@@ -6,7 +6,13 @@ use shadernet::shape::{DType, TensorType};
 
 use super::common::Altered;
 use super::common::examples::{batched, example, fixed, output};
-use super::{LAST_STEP, ROW_TOO_MANY, TIES, Target, target};
+use super::{Fault, LAST_STEP, ROW_TOO_MANY, TIES, Target, target};
+
+/// Of invocations that share a block.
+const SHARED: [Fault; 2] = [
+    ["a part left out", "i + 1u < PARTS; i += 1u", "i + 2u < PARTS; i += 1u"],
+    ["a part's terms counted twice", "s < (part + 1u) * (STEP / PARTS)", "s <= (part + 1u) * (STEP / PARTS)"],
+];
 
 /// Of convolutions with pooling.
 pub(super) fn relu_pools() -> Vec<Target> {
@@ -29,6 +35,7 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["a window too many", "row >= rows ||", "row > rows ||"],
             ],
         ),
+        target(example(Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/32x32x32/4x4x4"), &[x4, w4, b], 3), &SHARED),
         target(
             // No bias and weights of one step leave pixels that tie, at zero and above.
             example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x, w, b], 3),
@@ -51,6 +58,10 @@ pub(super) fn relu_pools() -> Vec<Target> {
             ],
         ),
         target(example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x4, w4, b], 3), &[["last of equals wins", "(v > best)", "(v >= best)"]]),
+        target(
+            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 4 }, "/32x32+32x32x32/4x4x4"), &[x4, y, y, place, w4], 3),
+            &SHARED[..1],
+        ),
         target(
             example(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, &[y, y, place, w], 3),
             &[
@@ -105,7 +116,12 @@ pub(super) fn races() -> Vec<Target> {
     let sized = ["no barrier after the rows' windows", "workgroupBarrier();\n\n    // The block", "// The block"];
     let staged = ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"];
     let next = ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"];
-    let next_of_dw = ["no barrier before the next staging for dw", "workgroupBarrier();\n    }\n    if", "}\n    if"];
+    let next_of_dw = ["no barrier before the next staging for dw", "workgroupBarrier();\n    }\n    if row0", "}\n    if row0"];
+    let next_in_parts = ["no barrier before the next staging", "workgroupBarrier();\n    }\n    if PARTS", "}\n    if PARTS"];
+    let handed = [
+        ["no barrier before sums are taken", "workgroupBarrier();\n    var sum = vec4", "var sum = vec4"],
+        ["no barrier before the next are handed over", "workgroupBarrier();\n    return sum + own", "return sum + own"],
+    ];
     let ahead = ["no barrier after staging", "workgroupBarrier();\n        x_ahead", "x_ahead"];
     let staged_of_dw =
         ["no barrier after staging for dw", "workgroupBarrier();\n        left_ahead = load_image", "left_ahead = load_image"];
@@ -114,14 +130,26 @@ pub(super) fn races() -> Vec<Target> {
     let dx = Conv2dReluPoolInputGrad { conv, input: [9, 7], output: DType::F32 };
     vec![
         target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b], 3), &[staged, next, sized]),
-        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3), &[ahead, next]),
+        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3), &[ahead, next_in_parts]),
+        target(example(Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/32x32x32/4x4x4"), &[x4, w4, b], 3), &handed),
+        target(
+            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 1 }, "/32x32+32x32x32/4x4x4"), &[x4, y, y, place, w4], 9),
+            &handed,
+        ),
         // Of 128 rows an invocation stages two, far apart.
-        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, fixed(&[3, 2, 8, 32]), fixed(&[32])], 3), &[sized]),
+        target(
+            example(
+                Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/128x32x16/4x4"),
+                &[x4, fixed(&[3, 2, 8, 32]), fixed(&[32])],
+                3,
+            ),
+            &[sized],
+        ),
         target(example(dx, &[y, y, place, w], 3), &[staged, next, sized]),
         target(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 1 }, &[x, y, y, place], 9), &[staged, next_of_dw]),
         target(
             example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x4, y, y, place, w4], 9),
-            &[staged_of_dw, staged_of_dx, next_of_dw, next, sized],
+            &[staged_of_dw, staged_of_dx, next_of_dw, next_in_parts, sized],
         ),
     ]
 }

@@ -40,14 +40,18 @@ impl Conv2dReluPoolGrad {
         let kernel = kernel!("conv2d_relu_pool_grad");
         let Launch { mut constants, workgroups: first, .. } = block.launch_slices(kernel, self.slices, of_weight);
         let rest = block.launch_over_input(kernel, of_input).workgroups;
-        constants.extend([("TILE_MX", of_input.tile[0] as f64), ("TILE_NX", of_input.tile[1] as f64)]);
+        let [rows, columns] = of_input.tile;
+        constants.extend([("TILE_MX", rows), ("TILE_NX", columns), ("PARTS", of_input.parts)].map(|(name, value)| (name, value as f64)));
         let fixed = first.count(0).div_ceil(rest.times) * rest.tile;
         Launch { kernel, constants, workgroups: Workgroups { fixed, ..rest } }
     }
 
     fn usual(&self, inputs: &[TensorType]) -> [Tiles; 2] {
         let conv = self.block(inputs).conv;
-        [conv.filters, conv.channels].map(Tiles::usual)
+        let [of_weight, of_input] = [conv.filters, conv.channels].map(Tiles::usual);
+        // The weight's gradient has slices, as many as it takes.
+        let deep = Tiles::usual_in_parts(conv.input[0] * conv.input[1], conv.channels);
+        if deep == of_input { [of_weight, of_input] } else { [deep; 2] }
     }
 }
 
@@ -111,8 +115,7 @@ impl Rules for Conv2dReluPoolGrad {
         let variant = |tiles: [Tiles; 2]| {
             let launch = self.tiled(inputs, tiles);
             let [[rows, columns], [rows_x, columns_x]] = tiles.map(|tiles| tiles.tile);
-            let Tiles { step, block: [block_rows, block_columns], .. } = tiles[0];
-            let name = format!("{}/{rows}x{columns}+{rows_x}x{columns_x}x{step}/{block_rows}x{block_columns}", launch.kernel.name);
+            let name = format!("{}/{rows}x{columns}+{rows_x}x{columns_x}x{}", launch.kernel.name, tiles[0].shares());
             Variant { name, style: Style::Portable, matrices: None, launch }
         };
         pairs.map(variant).collect()

@@ -151,10 +151,26 @@ impl Conv2dReluPool {
         stored(kernel, &[("X", inputs[0].dtype), ("Y", self.output)])
     }
 
-    /// The tiled kernel; with channels in fours the one that loads them so.
-    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
-        let fours = inputs[0].shape.last().is_multiple_of(4);
-        self.stored(if fours { kernel!("conv2d_relu_pool_quads") } else { kernel!("conv2d_relu_pool") }, inputs)
+    /// Whether channels come in fours.
+    fn in_fours(&self, inputs: &[TensorType]) -> bool {
+        inputs[0].shape.last().is_multiple_of(4)
+    }
+
+    /// The tiled kernel; with channels in fours the one that loads them so, which can have parts.
+    fn tiled(&self, inputs: &[TensorType], tiles: Tiles) -> Launch {
+        let block = self.known(inputs);
+        if !self.in_fours(inputs) {
+            return block.launch_over(self.stored(kernel!("conv2d_relu_pool"), inputs), tiles);
+        }
+        let mut launch = block.launch_over(self.stored(kernel!("conv2d_relu_pool_quads"), inputs), tiles);
+        launch.constants.push(("PARTS", tiles.parts as f64));
+        launch
+    }
+
+    fn usual(&self, inputs: &[TensorType]) -> Tiles {
+        let block = self.known(inputs);
+        let columns = block.conv.filters;
+        if self.in_fours(inputs) { Tiles::usual_in_parts(block.pixels() * PLACES, columns) } else { Tiles::usual(columns) }
     }
 }
 
@@ -223,19 +239,19 @@ impl Rules for Conv2dReluPool {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        let block = self.known(inputs);
-        block.launch_over(self.kernel(inputs), Tiles::usual(block.conv.filters))
+        self.tiled(inputs, self.usual(inputs))
     }
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let (columns, launch) = (block.conv.filters, |tiles| block.launch_over(self.kernel(inputs), tiles));
+        let columns = block.conv.filters;
         let matrices = |tiles: MatrixTiles| {
             let kernel = sized(kernel!("conv2d_relu_pool_cooperative"), tiles.matrices.edge);
             block.launch_matrices(self.stored(kernel, inputs), tiles, [block.pixels() * PLACES, columns])
         };
         let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
-        all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch));
+        let legal = if self.in_fours(inputs) { Tiles::all } else { Tiles::any };
+        all.extend(Tiles::variants(self.usual(inputs), columns, legal, |tiles| self.tiled(inputs, tiles)));
         all
     }
 
