@@ -192,9 +192,9 @@ fn plan_lists_every_dispatch_with_its_memory() {
         assert_eq!(plan["slot_bytes"].as_u64().unwrap(), bytes.map(|bytes| bytes.as_u64().unwrap()).sum::<u64>());
     }
     let conv = &answer["training"]["steps"][2];
-    assert!(conv["kernel"] == "conv2d_relu_pool" && conv["picked"].is_null(), "{conv}");
+    assert!(conv["kernel"] == "conv2d_relu_pool_quads" && conv["picked"].is_null(), "{conv}");
     let tiles = conv["variants"].as_array().unwrap();
-    assert!(tiles.len() >= 4 && tiles.iter().all(|tile| tile["name"].as_str().unwrap().starts_with("conv2d_relu_pool/")), "{conv}");
+    assert!(tiles.len() >= 4 && tiles.iter().all(|tile| tile["name"].as_str().unwrap().starts_with("conv2d_relu_pool_quads/")), "{conv}");
     // Of a device, with the kernels that it picks and no others.
     let of_device = place.json("plan --batch-size 8 --device cpu --json");
     assert_eq!(of_device["training"]["steps"][2]["picked"], "conv2d_relu_pool");

@@ -57,9 +57,10 @@ fn soak(exec: Box<dyn Executor>, device_bytes: &dyn Fn() -> Option<u64>) {
         })
         .unwrap();
     assert!(gpu.windows(2).all(|pair| pair[0] == pair[1]), "{device}: bytes on the device {gpu:?}");
-    if let (Some(first), Some(last)) = (host.first(), host.last()) {
+    // An epoch may be two steps, of which a busy machine gives one thread nothing: its memory comes with the second epoch.
+    if let (Some(settled), Some(last)) = (host.get(1), host.last()) {
         // The system's allocator settles within a few MiB; one leaked batch of activations an epoch would be 10.
-        assert!(*last <= first + (8 << 20), "{device}: resident bytes {host:?}");
+        assert!(*last <= settled + (8 << 20), "{device}: resident bytes {host:?}");
     }
 }
 

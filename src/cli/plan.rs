@@ -73,7 +73,7 @@ fn to_json(plan: &Plan, choices: Option<&Choices>) -> serde_json::Value {
             "operator": step.op.rules().name(),
             "kernel": step.launch.kernel.name,
             "workgroups": step.launch.workgroups.count(capacity),
-            "picked": choices.map(|choices| choices.of(step).map_or(step.launch.kernel.name, |picked| picked.name)),
+            "picked": choices.map(|choices| step.name_by(choices)),
             "variants": step.variants.iter().map(|Variant { name, style, launch, .. }| {
                 let workgroups = launch.workgroups.count(capacity);
                 json!({ "name": name, "style": style, "kernel": launch.kernel.name, "workgroups": workgroups })

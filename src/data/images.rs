@@ -154,6 +154,17 @@ fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<image::ImageResult<impl Imag
         let found = if bytes.is_empty() { "an empty file".to_owned() } else { format!("bytes {:02x?}", &bytes[..bytes.len().min(8)]) };
         return Err(cifar::data(path, 0, found, "the start of a PNG or JPEG"));
     }
+    // The decoder would end the thread (png 0.18.1).
+    if reader.format() == Some(ImageFormat::Png)
+        && let Some((at, length)) = broken_palette(bytes)
+    {
+        return Err(cifar::data(
+            path,
+            at as u64,
+            format!("a palette of {length} bytes"),
+            "a multiple of 3, one each for red, green and blue",
+        ));
+    }
     // The decoder would leave the rest of the picture grey.
     if reader.format() == Some(ImageFormat::Jpeg) && !has_jpeg_end(bytes) {
         return Err(cifar::data(
@@ -192,6 +203,19 @@ fn has_jpeg_end(bytes: &[u8]) -> bool {
         };
     }
     false
+}
+
+/// Where a PNG has a palette whose colours are not whole, and of how many bytes.
+fn broken_palette(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut at = 8; // behind the signature: chunks of a length, a name, as many bytes, and a check sum
+    loop {
+        let (length, rest) = bytes.get(at..)?.split_first_chunk()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        if rest.starts_with(b"PLTE") && !length.is_multiple_of(3) {
+            return Some((at, length));
+        }
+        at = at.checked_add(length)?.checked_add(12)?;
+    }
 }
 
 fn refused(path: &Path, error: image::ImageError) -> Error {
@@ -278,6 +302,24 @@ mod tests {
         bytes[frame + 5..frame + 9].copy_from_slice(&[0x3f, 0xff, 0x3f, 0xff]);
         let error = decode_image(Path::new("big.jpg"), &bytes, 32, 32).unwrap_err().to_string();
         assert!(error.contains("big.jpg") && error.contains("imit"), "{error}");
+    }
+
+    #[test]
+    fn png_whose_palette_is_not_whole_colours_is_refused() {
+        let chunk = |name: &[u8], data: &[u8]| {
+            let body = [name, data].concat();
+            [&(data.len() as u32).to_be_bytes(), &body[..], &crc32fast::hash(&body).to_be_bytes()].concat()
+        };
+        let header = chunk(b"IHDR", &[0, 0, 0, 1, 0, 0, 0, 1, 8, 3, 0, 0, 0]);
+        for (colours, length) in [(&[1, 2, 3, 4][..], 4), (&[9; 37], 37)] {
+            let [palette, alpha] = [chunk(b"PLTE", colours), chunk(b"tRNS", &[255; 2])];
+            let bytes = [b"\x89PNG\r\n\x1a\n", &header[..], &palette, &alpha, &chunk(b"IDAT", &[])].concat();
+            let error = decode_image(Path::new("p.png"), &bytes, 4, 4).unwrap_err().to_string();
+            assert!(error.contains("p.png") && error.contains(&format!("a palette of {length} bytes")), "{error}");
+        }
+        // Cut anywhere, it is refused too.
+        let whole = [b"\x89PNG\r\n\x1a\n", &header[..], &chunk(b"PLTE", &[1, 2, 3])].concat();
+        assert!((0..whole.len()).all(|end| decode_image(Path::new("p.png"), &whole[..end], 4, 4).is_err()));
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Profile {
         let time = |i: usize| median(runs.iter().map(|run| run.steps[i][1].saturating_sub(run.steps[i][0]) as f64));
         let step = |(i, step): (usize, &crate::plan::Step)| StepTime {
             layer: step.label.clone(),
-            kernel: chosen.of(step).map_or(step.launch.kernel.name, |picked| picked.name).to_owned(),
+            kernel: step.name_by(chosen).to_owned(),
             calls: 1,
             ns: time(i),
             flops: step.flops(batch),

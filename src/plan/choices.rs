@@ -84,6 +84,16 @@ impl Step {
         }))
     }
 
+    /// What is picked by these choices. Without one it is the only kernel that there is; or none of several, on a processor, whose own kernels are
+    /// called what the operators are.
+    pub fn name_by(&self, choices: &Choices) -> &str {
+        match choices.of(self) {
+            Some(picked) => picked.name,
+            None if self.variants.is_empty() => self.launch.kernel.name,
+            None => self.op.rules().name(),
+        }
+    }
+
     /// The kernel for adapters of this style where nothing better is known: the first that the step has of
     /// it, else the portable one; never one of cooperative matrices, which not every adapter has.
     pub fn of_style(&self, style: Style) -> Candidate<'_> {

@@ -31,7 +31,8 @@ impl Listing<'_> {
     /// The kernel that stands in a step's own line.
     fn first<'a>(&self, step: &'a Step) -> Candidate<'a> {
         let portable = step.candidates().next().expect("every step has a portable kernel");
-        self.choices.and_then(|choices| choices.of(step)).unwrap_or(portable)
+        let Some(choices) = self.choices else { return portable };
+        Candidate { name: step.name_by(choices), ..choices.of(step).unwrap_or(portable) }
     }
 
     /// The other kinds of kernel, each by its first, and how many more there are of it.
