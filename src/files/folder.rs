@@ -26,8 +26,8 @@ pub struct CheckpointDir {
     folder: PathBuf,
     /// What is known of `last.ckpt`. The mutex also keeps two saves of one process apart.
     last: Mutex<Last>,
-    /// Its lock goes with it: when it is closed, and so also when the process is killed.
-    _lock: File,
+    /// Its lock goes with it: when this is dropped, and so also when the process is killed.
+    lock: File,
 }
 
 /// Decides whether `last.ckpt` may become `previous.ckpt`: a damaged one must never displace a whole one.
@@ -36,6 +36,14 @@ enum Last {
     Unknown,
     Loadable,
     Unusable,
+}
+
+impl Drop for CheckpointDir {
+    // A process that another thread is just starting has the file open too, until its program runs: closing alone would leave the
+    // folder locked for that long.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock(); // what fails here is done by closing
+    }
 }
 
 impl CheckpointDir {
@@ -64,7 +72,7 @@ impl CheckpointDir {
         if removed > 0 {
             log::info!("{}: removed {removed} unfinished files of an interrupted run", folder.display());
         }
-        Ok(Self { folder: folder.to_path_buf(), last: Mutex::new(Last::Unknown), _lock: lock })
+        Ok(Self { folder: folder.to_path_buf(), last: Mutex::new(Last::Unknown), lock })
     }
 
     /// The folder, as it was given.
