@@ -14,7 +14,7 @@
 // edge is staged as zero.
 //
 // Dispatch: ceil(4·N·PH·PW / TILE_M) · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
-// CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool.rs.
+// CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool/mod.rs.
 
 // What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
 alias X = f32;

@@ -15,7 +15,7 @@
 // past an edge are zero.
 //
 // Dispatch: ceil(N·H·W / TILE_M) · ceil(CHANNELS / TILE_N) workgroups, the tiles of the same rows side by side.
-// CPU twin: `Conv2dReluPoolInputGrad::reference` in src/ops/conv2d/relu_pool.rs.
+// CPU twin: `Conv2dReluPoolInputGrad::reference` in src/ops/conv2d/relu_pool/grad.rs.
 
 // What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
 alias DY = f32;

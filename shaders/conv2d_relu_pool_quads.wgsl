@@ -12,7 +12,7 @@
 // for each block, has PARTS times as many: each part takes its share of every step's terms, and their sums meet at the end, in order.
 //
 // Dispatch: ceil(4·N·PH·PW / TILE_M) · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
-// CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool.rs.
+// CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool/mod.rs.
 
 // What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
 alias X = f32;

@@ -16,7 +16,7 @@
 // padding and what lies past an edge is staged as zero. The workgroups of a slice's first rows add up db too.
 //
 // Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, those of a slice together.
-// CPU twin: `Conv2dReluPoolWeightGrad::reference` in src/ops/conv2d/relu_pool.rs.
+// CPU twin: `Conv2dReluPoolWeightGrad::reference` in src/ops/conv2d/relu_pool/grad.rs.
 
 // What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
 alias X = f32;

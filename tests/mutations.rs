@@ -373,7 +373,8 @@ fn every_missing_barrier_is_noticed_where_subgroups_run_in_turn() {
     let (count, mut survivors) = survivors(&races(), &gpu);
     let device = GpuExecutor::new(gpu).device();
     if device.contains("SwiftShader") {
-        // Seen on Mesa's; here the invocations of one branch of a kernel find what the others have set.
+        // A kernel of two branches, either with barriers. It seems that here all invocations pass those of the branch not taken, too: neither
+        // other tiles, nor the branches exchanged, nor the rows set from the last one on show this one.
         survivors.retain(|race| !race.starts_with("conv2d_relu_pool_grad: no barrier after the rows' windows"));
     }
     let software = adapters().iter().any(|adapter| adapter.kind == "software" && device.contains(&adapter.name));

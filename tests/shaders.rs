@@ -71,7 +71,9 @@ fn every_shader_is_valid_and_has_the_form_of_the_house() {
     for (stem, source) in files() {
         let (module, _) = validate(&stem, &source);
         assert!(source.starts_with(&format!("// {stem}: ")), "{stem}.wgsl: the first line names the kernel and says what it computes");
-        assert!(source.contains("CPU twin"), "{stem}.wgsl: the header says where the CPU twin is");
+        let twin = source.split_once("CPU twin").and_then(|(_, rest)| rest.split_whitespace().find(|word| word.starts_with("src/")));
+        let twin = twin.unwrap_or_else(|| panic!("{stem}.wgsl: the header says where the CPU twin is")).trim_end_matches(['.', ',']);
+        assert!(common::in_repository(twin).is_file(), "{stem}.wgsl: the CPU twin is said to be in {twin}, which is not there");
         assert!(source.contains("Dispatch: "), "{stem}.wgsl: the header says how it is dispatched");
         assert!(source.lines().all(|line| line.chars().count() <= 140), "{stem}.wgsl: a line is longer than 140");
 

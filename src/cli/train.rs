@@ -368,7 +368,8 @@ fn finish(trainer: &Trainer, test: &Dataset, arguments: &Arguments, done: Result
     // failure, of the disk that the checkpoints are on for example, this is the last chance to keep the weights.
     if done.is_ok() || (epochs > 0 && !matches!(done, Err(Error::NotFinite { .. }))) {
         let (model, weights) = (trainer.model().clone(), trainer.weights());
-        let baseline = arguments.out.as_ref().and_then(|_| statistics(&model, &weights, test));
+        let wanted = arguments.out.is_some() || trainer.checkpoints().is_some();
+        let baseline = if wanted { statistics(&model, &weights, test) } else { None };
         let latest = ModelFile { model, weights, baseline };
         write("model", &arguments.out, &|path| save(&latest, path));
         for path in trainer.checkpoints().iter().flat_map(|folder| [folder.best_model_path(), folder.last_model_path()]) {

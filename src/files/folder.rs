@@ -176,3 +176,19 @@ fn load_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(e) => Err(e),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_is_free_once_its_run_is_dropped_though_a_starting_process_has_the_file_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = CheckpointDir::open(folder.path()).unwrap();
+        let copy = run.lock.try_clone().unwrap();
+        assert!(CheckpointDir::open(folder.path()).is_err());
+        drop(run);
+        CheckpointDir::open(folder.path()).unwrap();
+        drop(copy);
+    }
+}

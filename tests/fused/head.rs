@@ -20,7 +20,7 @@ fn the_loss_of_a_row_without_a_class_is_nan_and_the_others_are_right() {
     let net = perceptron_of(8, 3, Function::Relu);
     let [plain, fused] = [Plan::new, Plan::fused].map(|make| Arc::new(make(&net.graph, &net.roots(), 4).unwrap()));
     let mut values = net.leaves(4);
-    let labels = net.graph.nodes().find(|(_, node)| node.role == Role::Input && node.ty.dtype == shadernet::shape::DType::U32).unwrap().0;
+    let labels = net.graph.nodes().find(|(_, node)| node.role == Role::Input && node.ty.dtype == DType::U32).unwrap().0;
     values.insert(labels, vec![0.0, 3.0, 2.0, 1.0]);
     let want = reference::run(&plain, &mut values.clone(), 4).unwrap();
     let right = want[&net.correct][0];
@@ -30,7 +30,7 @@ fn the_loss_of_a_row_without_a_class_is_nan_and_the_others_are_right() {
             exec.write(leaf, &common::to_bytes(value, net.graph.ty(leaf).dtype)).unwrap();
         }
         exec.run(id, &[4]).unwrap();
-        let mut read = |tensor| common::from_bytes(&exec.read(id, tensor, 4).unwrap(), shadernet::shape::DType::F32)[0];
+        let mut read = |tensor| common::from_bytes(&exec.read(id, tensor, 4).unwrap(), DType::F32)[0];
         assert!(read(net.loss).is_nan() && want[&net.loss][0].is_nan());
         assert_eq!(read(net.correct), right);
     }

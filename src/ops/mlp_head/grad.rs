@@ -20,7 +20,9 @@ pub struct MlpHeadGrad {
 fn extents(x: TensorType, rows: TensorType, w1: TensorType) -> Result<Extents, String> {
     let batched = |ty: TensorType| ty.shape.is_batched() && ty.dtype.is_float();
     match (x.shape.inner(), rows.shape.inner(), w1.shape.inner()) {
-        (&[k], &[width], &[features, units]) if batched(x) && batched(rows) && rows.dtype == DType::F32 && !w1.shape.is_batched() => {
+        (&[k], &[width], &[features, units])
+            if batched(x) && batched(rows) && !w1.shape.is_batched() && [rows, w1].iter().all(|ty| ty.dtype == DType::F32) =>
+        {
             if k != features || k == 0 || units == 0 {
                 return Err(format!("x has {k} features but w1 has {features} rows of {units}"));
             }

@@ -121,6 +121,7 @@ fn operands_that_do_not_fit_are_shown_as_a_table() {
     let error = grad.infer(&[x, row(10), w1]).unwrap_err().to_string();
     assert!(error.starts_with("mlp_head_grad: a row has 10 elements, expected 2 · 4 hidden units, 1 class or more, and 2\n"), "{error}");
     assert!(grad.infer(&[row(4), row(15), w1]).is_err() && grad.infer(&[x, w1, w1]).is_err() && MlpHeadLoss.infer(&[row(1)]).is_err());
+    assert!([DType::F16, DType::U32].iter().all(|&dtype| grad.infer(&[x, row(15), TensorType { dtype, ..w1 }]).is_err()));
     assert!(MlpHeadGrad { dx: DType::U32 }.infer(&[x, row(15), w1]).is_err());
 }
 
@@ -134,6 +135,9 @@ fn every_number_of_images_of_a_workgroup_keeps_to_the_limits_that_every_adapter_
         for rows in all {
             let sharers = of.sharers(rows);
             assert!(sharers.is_power_of_two() && rows * classes * sharers <= LANES, "{of:?}, {rows} images: {sharers}");
+            // images, hidden, logits, quads and terms of the kernel
+            let bytes = 4 * (rows * features + rows * units + rows * classes + 4 * LANES + LANES);
+            assert!(bytes <= 16 * 1024, "{of:?}, {rows} images: {bytes} bytes");
         }
     }
 }
