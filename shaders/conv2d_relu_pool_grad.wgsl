@@ -11,16 +11,18 @@
 //   db     [SLICES, FILTERS]                     likewise
 //   dx     [N, H, W, CHANNELS]                   likewise
 //
-// Products that can run side by side, in one dispatch: the first workgroups are those of conv2d_relu_pool_weight_grad, the others
-// those of conv2d_relu_pool_input_grad, which say how. Both have the same invocations, blocks and steps, and tiles of their own; a
+// Products that can run side by side, in one dispatch: the first workgroups are those of conv2d_relu_pool_input_grad, the others
+// those of conv2d_relu_pool_weight_grad, which say how. Both have the same invocations, blocks and steps, and tiles of their own; a
 // workgroup is one or the other, so both stage in the same memory. All is loaded and stored in fours of neighbouring channels or
-// filters. The rows and columns of dw's factors are such, and are staged as they are; of dx's factors it is the terms, so there a four
-// is spread over four rows of the staged tile. The first four that an invocation stages of each factor is loaded a step ahead, so that
-// it comes while the step before is computed. A tile too small for the invocations of a workgroup, one for each block, has PARTS times as
-// many: each part takes its share of every step's terms, and their sums meet at the end, in order.
+// filters. The rows and columns of dw's factors are such; of dx's factors it is the terms. Either way four terms are four loads of each
+// factor from shared memory, and 64 products for each quarter of a block, with nothing to count between them.
 //
-// Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, rounded up to a multiple of
-// ceil(CHANNELS / TILE_NX), and as many of these as there are tiles of TILE_MX in the N·H·W rows of dx.
+// The first two fours that an invocation stages of each factor are loaded a step ahead, so that they come while the step before is
+// computed. A tile with fewer blocks than a workgroup should have invocations has PARTS for each block: each part takes its share of
+// every step's fours, and their sums meet at the end, in order.
+//
+// Dispatch: ceil(N·H·W / TILE_MX) · ceil(CHANNELS / TILE_NX) and SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N)
+// workgroups, the latter rounded up to a multiple of ceil(CHANNELS / TILE_NX).
 // CPU twin: `Conv2dReluPoolGrad::reference` in src/ops/conv2d/relu_pool/both.rs.
 
 override H: u32;
@@ -43,13 +45,17 @@ override TILE_N: u32;   // and its columns
 override TILE_MX: u32;  // rows of a workgroup's tile of dx, which has as many blocks
 override TILE_NX: u32;  // and its columns
 override STEP: u32;     // elements of K staged at a time
-override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
-override BLOCK_N: u32;  // and its columns, 4 or 8
-override PARTS: u32;    // 1, or with blocks of 4×4 more, of which STEP is a multiple
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8: then they are two fours, half a tile apart
+override BLOCK_N: u32;  // and its columns, likewise
+override PARTS: u32;    // STEP is a multiple of four times as many
 override SIDE: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N); // invocations of a part
 override LANES: u32 = SIDE * PARTS;
-override LEFT: u32 = max(TILE_M, TILE_MX + 4u) * STEP;  // elements staged of the left factors
-override RIGHT: u32 = max(TILE_N, TILE_NX + 4u) * STEP; // and of the right ones
+override PITCH: u32 = TILE_MX + 13u;  // of dx, from four terms of all rows to the next four, which spreads both over the banks
+override PITCH_N: u32 = TILE_NX + 13u;
+override LEFT: u32 = max(TILE_M * STEP, PITCH * STEP) / 4u;    // fours staged of the left factors, before those of the right ones
+override RIGHT: u32 = max(TILE_N * STEP, PITCH_N * STEP) / 4u;
+override APART: u32 = LANES / (STEP / 4u);                     // rows staged at a turn of dx's left factor, and columns of the right
+override SHARES: u32 = STEP / 4u / PARTS;                      // fours of terms that an invocation takes of a step
 
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
@@ -66,9 +72,9 @@ struct Call {
 }
 var<immediate> call: Call;
 
-// Of dx, neighbouring rows are different invocations' to stage, and one that writes an element of a vector may write all of it.
-var<workgroup> left_tile: array<f32, LEFT>;   // [k][row]; of dx with a pitch that spreads a column over the banks
-var<workgroup> right_tile: array<f32, RIGHT>; // [k][column], likewise
+// Of dw, fours of rows and of columns: [term][row], [term][column]. Of dx, fours of terms: [four][row], [four][column], in the order of
+// `spot`. In the end, the parts' sums.
+var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
 var<workgroup> row_h: array<i32, TILE_MX>;    // each row's pixel, counted from the corner of the padding
 var<workgroup> row_w: array<i32, TILE_MX>;
 var<workgroup> row_image: array<u32, TILE_MX>; // first pixel of y of its image
@@ -79,15 +85,13 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let tiles_m = (KH * KW * CHANNELS + TILE_M - 1u) / TILE_M;
-    let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
-    let tiles_nx = (CHANNELS + TILE_NX - 1u) / TILE_NX;
-    let of_weight = (SLICES * tiles_m * tiles_n + tiles_nx - 1u) / tiles_nx * tiles_nx;
+    // Those of dx take longer, so they begin.
+    let of_input = (call.batch * H * W + TILE_MX - 1u) / TILE_MX * ((CHANNELS + TILE_NX - 1u) / TILE_NX);
     let tile = group.y * groups.x + group.x;
-    if tile < of_weight {
-        weight_grad(tile, lane);
+    if tile < of_input {
+        input_grad(tile, lane);
     } else {
-        input_grad(tile - of_weight, lane);
+        weight_grad(tile - of_input, lane);
     }
 }
 
@@ -104,60 +108,64 @@ fn weight_grad(tile: u32, lane: u32) {
     let column0 = tile % tiles_n * TILE_N;
     let part = lane / SIDE;
     let block = lane % SIDE;
-    let block_row = block / (TILE_N / BLOCK_N) * BLOCK_M;
-    let block_column = block % (TILE_N / BLOCK_N) * BLOCK_N;
+    let block_row = block / (TILE_N / BLOCK_N) * 4u;
+    let block_column = block % (TILE_N / BLOCK_N) * 4u;
 
     let pixels = call.batch * PH * PW;
     let run = (pixels + SLICES - 1u) / SLICES;
     let first = min(slice * run, pixels) * 4u;
     let end = min(first + run * 4u, pixels * 4u);
 
-    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    // The block's quarters, or what it has of them: s01 is half a tile right of s00, and s10 below. A matrix's column is a row.
     var s00 = mat4x4<f32>();
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
     var bias = vec4<f32>();
-    var left_ahead = load_image(first, end, row0, lane);
-    var right_ahead = load_gradient(first, end, column0, lane);
+    let left = (part * SHARES * 4u * TILE_M + block_row) / 4u;
+    let right = LEFT + (part * SHARES * 4u * TILE_N + block_column) / 4u;
+    var left_ahead = load_image(first, end, row0, lane, 0u);
+    var left_next = load_image(first, end, row0, lane, 1u);
+    var right_ahead = load_gradient(first, end, column0, lane, 0u);
+    var right_next = load_gradient(first, end, column0, lane, 1u);
     for (var k0 = first; k0 < end; k0 += STEP) {
-        if lane < TILE_M / 4u * STEP {
-            stage_left(lane, left_ahead);
+        stage_image(lane, 0u, left_ahead);
+        stage_image(lane, 1u, left_next);
+        for (var turn = 2u; turn * LANES < TILE_M / 4u * STEP; turn += 1u) {
+            stage_image(lane, turn, load_image(k0, end, row0, lane, turn));
         }
-        for (var i = lane + LANES; i < TILE_M / 4u * STEP; i += LANES) {
-            stage_left(i, load_image(k0, end, row0, i));
-        }
-        if lane < TILE_N / 4u * STEP {
-            stage_right(lane, right_ahead);
-        }
-        for (var i = lane + LANES; i < TILE_N / 4u * STEP; i += LANES) {
-            stage_right(i, load_gradient(k0, end, column0, i));
+        stage_gradient(lane, 0u, right_ahead);
+        stage_gradient(lane, 1u, right_next);
+        for (var turn = 2u; turn * LANES < TILE_N / 4u * STEP; turn += 1u) {
+            stage_gradient(lane, turn, load_gradient(k0, end, column0, lane, turn));
         }
         workgroupBarrier();
-        left_ahead = load_image(k0 + STEP, end, row0, lane);
-        right_ahead = load_gradient(k0 + STEP, end, column0, lane);
-        for (var s = part * (STEP / PARTS); s < (part + 1u) * (STEP / PARTS); s += 1u) {
-            let i = s * TILE_M + block_row;
-            let j = s * TILE_N + block_column;
-            let rows0 = left_quad(i);
-            let columns0 = right_quad(j);
-            s00 += outer(rows0, columns0);
-            var columns1 = vec4<f32>();
+        left_ahead = load_image(k0 + STEP, end, row0, lane, 0u);
+        left_next = load_image(k0 + STEP, end, row0, lane, 1u);
+        right_ahead = load_gradient(k0 + STEP, end, column0, lane, 0u);
+        right_next = load_gradient(k0 + STEP, end, column0, lane, 1u);
+        for (var s = 0u; s < SHARES; s += 1u) {
+            let i = left + s * TILE_M;
+            let j = right + s * TILE_N;
+            let rows0 = fours(i, TILE_M / 4u);
+            let columns0 = fours(j, TILE_N / 4u);
+            s00 = added(s00, rows0, columns0);
+            var columns1 = mat4x4<f32>();
             if BLOCK_N == 8u {
-                columns1 = right_quad(j + 4u);
-                s01 += outer(rows0, columns1);
+                columns1 = fours(j + TILE_N / 8u, TILE_N / 4u);
+                s01 = added(s01, rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = left_quad(i + 4u);
-                s10 += outer(rows1, columns0);
+                let rows1 = fours(i + TILE_M / 8u, TILE_M / 4u);
+                s10 = added(s10, rows1, columns0);
                 if BLOCK_N == 8u {
-                    s11 += outer(rows1, columns1);
+                    s11 = added(s11, rows1, columns1);
                 }
             }
         }
         if row0 == 0u && lane < TILE_N / 4u {
             for (var s = 0u; s < STEP; s += 1u) {
-                bias += right_quad(s * TILE_N + 4u * lane);
+                bias += staged[LEFT + s * (TILE_N / 4u) + lane];
             }
         }
         workgroupBarrier();
@@ -165,43 +173,23 @@ fn weight_grad(tile: u32, lane: u32) {
     if row0 == 0u && lane < TILE_N / 4u && column0 + 4u * lane < FILTERS {
         db[(slice * FILTERS + column0) / 4u + lane] = bias;
     }
-    if PARTS > 1u {
-        s00 = mat4x4(meet(part, block, s00[0]), meet(part, block, s00[1]), meet(part, block, s00[2]), meet(part, block, s00[3]));
-        if part != PARTS / 2u {
-            return;
-        }
-    }
-    let first_row = row0 + block_row;
+    let row = row0 + block_row;
     let column = column0 + block_column;
-    store_weight(slice, first_row, rows, column, s00);
+    store_weight(0u, part, block, slice, row, column, s00);
     if BLOCK_N == 8u {
-        store_weight(slice, first_row, rows, column + 4u, s01);
+        store_weight(1u, part, block, slice, row, column + TILE_N / 2u, s01);
     }
     if BLOCK_M == 8u {
-        store_weight(slice, first_row + 4u, rows, column, s10);
+        store_weight(2u, part, block, slice, row + TILE_M / 2u, column, s10);
         if BLOCK_N == 8u {
-            store_weight(slice, first_row + 4u, rows, column + 4u, s11);
+            store_weight(3u, part, block, slice, row + TILE_M / 2u, column + TILE_N / 2u, s11);
         }
     }
 }
 
-// Four elements of a staged tile of dw's factors.
-fn stage_left(i: u32, value: vec4<f32>) {
-    left_tile[4u * i] = value.x;
-    left_tile[4u * i + 1u] = value.y;
-    left_tile[4u * i + 2u] = value.z;
-    left_tile[4u * i + 3u] = value.w;
-}
-
-fn stage_right(i: u32, value: vec4<f32>) {
-    right_tile[4u * i] = value.x;
-    right_tile[4u * i + 1u] = value.y;
-    right_tile[4u * i + 2u] = value.z;
-    right_tile[4u * i + 3u] = value.w;
-}
-
-// The four channels at place `i` of the left factor's tile that begins at `k0` and `row0`, of dw.
-fn load_image(k0: u32, end: u32, row0: u32, i: u32) -> vec4<f32> {
+// The four channels that are staged at this turn, of the left factor's tile of dw that begins at `k0` and `row0`.
+fn load_image(k0: u32, end: u32, row0: u32, lane: u32, turn: u32) -> vec4<f32> {
+    let i = lane + turn * LANES;
     let row = row0 + i % (TILE_M / 4u) * 4u;
     let tap = row / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
@@ -211,26 +199,42 @@ fn load_image(k0: u32, end: u32, row0: u32, i: u32) -> vec4<f32> {
     // A negative place is a huge one when unsigned.
     let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
     let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
+    if turn * LANES >= TILE_M / 4u * STEP || i >= TILE_M / 4u * STEP {
+        return vec4<f32>();
+    }
     if k >= end || row >= KH * KW * CHANNELS || h >= H || v >= W {
         return vec4<f32>();
     }
     return x[(((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + row % CHANNELS) / 4u];
 }
 
-// The four filters at place `i` of the right factor's tile that begins at `k0` and `column0`, of dw.
-fn load_gradient(k0: u32, end: u32, column0: u32, i: u32) -> vec4<f32> {
+fn stage_image(lane: u32, turn: u32, value: vec4<f32>) {
+    let i = lane + turn * LANES;
+    if turn * LANES < TILE_M / 4u * STEP && i < TILE_M / 4u * STEP {
+        staged[i] = value;
+    }
+}
+
+// The four filters that are staged at this turn, of the right factor's tile of dw that begins at `k0` and `column0`.
+fn load_gradient(k0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> vec4<f32> {
+    let i = lane + turn * LANES;
     let k = k0 + i / (TILE_N / 4u);
     let column = column0 + i % (TILE_N / 4u) * 4u;
-    if k >= end || column >= FILTERS {
+    if turn * LANES >= TILE_N / 4u * STEP || i >= TILE_N / 4u * STEP || k >= end || column >= FILTERS {
         return vec4<f32>();
     }
     return gradient((k / 4u * FILTERS + column) / 4u, k % 4u);
 }
 
+fn stage_gradient(lane: u32, turn: u32, value: vec4<f32>) {
+    let i = lane + turn * LANES;
+    if turn * LANES < TILE_N / 4u * STEP && i < TILE_N / 4u * STEP {
+        staged[LEFT + i] = value;
+    }
+}
+
 // One tile of dx.
 fn input_grad(tile: u32, lane: u32) {
-    let pitch = TILE_MX + 4u;
-    let pitch_n = TILE_NX + 4u;
     let rows = call.batch * H * W;
     let depth = KH * KW * FILTERS;
     let tiles_n = (CHANNELS + TILE_NX - 1u) / TILE_NX;
@@ -238,8 +242,8 @@ fn input_grad(tile: u32, lane: u32) {
     let column0 = tile % tiles_n * TILE_NX;
     let part = lane / SIDE;
     let block = lane % SIDE;
-    let block_row = block / (TILE_NX / BLOCK_N) * BLOCK_M;
-    let block_column = block % (TILE_NX / BLOCK_N) * BLOCK_N;
+    let block_row = block / (TILE_NX / BLOCK_N) * 4u;
+    let block_column = block % (TILE_NX / BLOCK_N) * 4u;
 
     for (var i = lane; i < TILE_MX; i += LANES) {
         let row = row0 + i;
@@ -249,72 +253,76 @@ fn input_grad(tile: u32, lane: u32) {
     }
     workgroupBarrier();
 
-    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    // The block's quarters, or what it has of them: s01 is half a tile right of s00, and s10 below. A matrix's column is a row.
     var s00 = mat4x4<f32>();
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
-    // Neighbouring invocations take neighbouring fours of dy and of w; one stays at four terms of every step.
-    let step = lane % (STEP / 4u) * 4u;
+    // Neighbouring invocations take neighbouring fours of dy and of w; one stays at one four of every step.
+    let four = lane % (STEP / 4u);
     let first = lane / (STEP / 4u);
-    var left_ahead = load_pixel(step, first);
-    var right_ahead = load_w(step, column0, first);
+    let left = part * SHARES * PITCH + block_row / 4u;
+    let right = LEFT + part * SHARES * PITCH_N + block_column / 4u;
+    var left_ahead = load_pixel(4u * four, first, 0u);
+    var left_next = load_pixel(4u * four, first, 1u);
+    var right_ahead = load_w(4u * four, column0, first, 0u);
+    var right_next = load_w(4u * four, column0, first, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        stage_pixel(step, first, left_ahead);
-        for (var row = first + LANES / (STEP / 4u); row < TILE_MX; row += LANES / (STEP / 4u)) {
-            stage_pixel(step, row, load_pixel(k0 + step, row));
+        let k = k0 + 4u * four;
+        stage_pixel(four, first, 0u, left_ahead);
+        stage_pixel(four, first, 1u, left_next);
+        for (var turn = 2u; turn * APART < TILE_MX; turn += 1u) {
+            stage_pixel(four, first, turn, load_pixel(k, first, turn));
         }
-        stage_w(step, first, right_ahead);
-        for (var column = first + LANES / (STEP / 4u); column < TILE_NX; column += LANES / (STEP / 4u)) {
-            stage_w(step, column, load_w(k0 + step, column0, column));
+        stage_w(four, first, 0u, right_ahead);
+        stage_w(four, first, 1u, right_next);
+        for (var turn = 2u; turn * APART < TILE_NX; turn += 1u) {
+            stage_w(four, first, turn, load_w(k, column0, first, turn));
         }
         workgroupBarrier();
-        left_ahead = load_pixel(k0 + STEP + step, first);
-        right_ahead = load_w(k0 + STEP + step, column0, first);
-        for (var s = part * (STEP / PARTS); s < (part + 1u) * (STEP / PARTS); s += 1u) {
-            let i = s * pitch + block_row;
-            let j = s * pitch_n + block_column;
-            let rows0 = left_quad(i);
-            let columns0 = right_quad(j);
-            s00 += outer(rows0, columns0);
-            var columns1 = vec4<f32>();
+        left_ahead = load_pixel(k + STEP, first, 0u);
+        left_next = load_pixel(k + STEP, first, 1u);
+        right_ahead = load_w(k + STEP, column0, first, 0u);
+        right_next = load_w(k + STEP, column0, first, 1u);
+        for (var s = 0u; s < SHARES; s += 1u) {
+            let i = left + s * PITCH;
+            let j = right + s * PITCH_N;
+            let rows0 = transpose(fours(i, spot(1u, TILE_MX)));
+            let columns0 = transpose(fours(j, spot(1u, TILE_NX)));
+            s00 = added(s00, rows0, columns0);
+            var columns1 = mat4x4<f32>();
             if BLOCK_N == 8u {
-                columns1 = right_quad(j + 4u);
-                s01 += outer(rows0, columns1);
+                columns1 = transpose(fours(j + TILE_NX / 8u, spot(1u, TILE_NX)));
+                s01 = added(s01, rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = left_quad(i + 4u);
-                s10 += outer(rows1, columns0);
+                let rows1 = transpose(fours(i + TILE_MX / 8u, spot(1u, TILE_MX)));
+                s10 = added(s10, rows1, columns0);
                 if BLOCK_N == 8u {
-                    s11 += outer(rows1, columns1);
+                    s11 = added(s11, rows1, columns1);
                 }
             }
         }
         workgroupBarrier();
     }
-    if PARTS > 1u {
-        s00 = mat4x4(meet(part, block, s00[0]), meet(part, block, s00[1]), meet(part, block, s00[2]), meet(part, block, s00[3]));
-        if part != PARTS / 2u {
-            return;
-        }
-    }
     let row = row0 + block_row;
     let column = column0 + block_column;
-    store_input(row, rows, column, s00);
+    store_input(0u, part, block, row, rows, column, s00);
     if BLOCK_N == 8u {
-        store_input(row, rows, column + 4u, s01);
+        store_input(1u, part, block, row, rows, column + TILE_NX / 2u, s01);
     }
     if BLOCK_M == 8u {
-        store_input(row + 4u, rows, column, s10);
+        store_input(2u, part, block, row + TILE_MX / 2u, rows, column, s10);
         if BLOCK_N == 8u {
-            store_input(row + 4u, rows, column + 4u, s11);
+            store_input(3u, part, block, row + TILE_MX / 2u, rows, column + TILE_NX / 2u, s11);
         }
     }
 }
 
-// Four terms of a row of dx's left factor, from `k` on.
-fn load_pixel(k: u32, row: u32) -> vec4<f32> {
-    if row >= TILE_MX || k >= KH * KW * FILTERS {
+// Four terms of the row of dx's left factor that is staged at this turn, from `k` on.
+fn load_pixel(k: u32, first: u32, turn: u32) -> vec4<f32> {
+    let row = first + turn * APART;
+    if turn * APART >= TILE_MX || row >= TILE_MX || k >= KH * KW * FILTERS {
         return vec4<f32>();
     }
     // Negative where the tap lies before the first window: then huge when unsigned, and past PH even when divided, unless the stride
@@ -330,76 +338,78 @@ fn load_pixel(k: u32, row: u32) -> vec4<f32> {
     return gradient(((row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + k % FILTERS) / 4u, oh % 2u * 2u + ow % 2u);
 }
 
-fn stage_pixel(step: u32, row: u32, value: vec4<f32>) {
-    if row >= TILE_MX {
-        return;
+fn stage_pixel(four: u32, first: u32, turn: u32, value: vec4<f32>) {
+    let row = first + turn * APART;
+    if turn * APART < TILE_MX && row < TILE_MX {
+        staged[four * PITCH + spot(row, TILE_MX)] = value;
     }
-    let pitch = TILE_MX + 4u;
-    let at = step * pitch + row;
-    left_tile[at] = value.x;
-    left_tile[at + pitch] = value.y;
-    left_tile[at + 2u * pitch] = value.z;
-    left_tile[at + 3u * pitch] = value.w;
 }
 
-// Four terms of a column of dx's right factor, from `k` on.
-fn load_w(k: u32, column0: u32, column: u32) -> vec4<f32> {
-    if column >= TILE_NX || k >= KH * KW * FILTERS || column0 + column >= CHANNELS {
+// Four terms of the column of dx's right factor that is staged at this turn, from `k` on.
+fn load_w(k: u32, column0: u32, first: u32, turn: u32) -> vec4<f32> {
+    let column = first + turn * APART;
+    if turn * APART >= TILE_NX || column >= TILE_NX || k >= KH * KW * FILTERS || column0 + column >= CHANNELS {
         return vec4<f32>();
     }
     return w[((k / FILTERS * CHANNELS + column0 + column) * FILTERS + k % FILTERS) / 4u];
 }
 
-fn stage_w(step: u32, column: u32, value: vec4<f32>) {
-    if column >= TILE_NX {
-        return;
+fn stage_w(four: u32, first: u32, turn: u32, value: vec4<f32>) {
+    let column = first + turn * APART;
+    if turn * APART < TILE_NX && column < TILE_NX {
+        staged[LEFT + four * PITCH_N + spot(column, TILE_NX)] = value;
     }
-    let pitch = TILE_NX + 4u;
-    let at = step * pitch + column;
-    right_tile[at] = value.x;
-    right_tile[at + pitch] = value.y;
-    right_tile[at + 2u * pitch] = value.z;
-    right_tile[at + 3u * pitch] = value.w;
 }
 
-// The sum of the parts' sums at a block, in order, its own last, for the part in the middle.
-fn meet(part: u32, block: u32, own: vec4<f32>) -> vec4<f32> {
-    if part != PARTS / 2u {
-        stage_right(select(part - 1u, part, part < PARTS / 2u) * SIDE + block, own);
+// Where a row's or column's four is staged: what the invocations of a subgroup read at a time lies side by side, and what they stage at a
+// time in different banks.
+fn spot(row: u32, tile: u32) -> u32 {
+    return row % 4u * (tile / 4u + 4u) + row / 4u;
+}
+
+// Sums the parts' quarters and stores the rows of the result; of each quarter another part does so.
+fn store_weight(quarter: u32, part: u32, block: u32, slice: u32, row: u32, column: u32, own: mat4x4<f32>) {
+    let s = meet(quarter, part, block, own);
+    let rows = KH * KW * CHANNELS;
+    for (var i = 0u; i < 4u && row + i < rows && column < FILTERS && part == owner(quarter); i += 1u) {
+        dw[((slice * rows + row + i) * FILTERS + column) / 4u] = s[i];
+    }
+}
+
+fn store_input(quarter: u32, part: u32, block: u32, row: u32, rows: u32, column: u32, own: mat4x4<f32>) {
+    let s = meet(quarter, part, block, own);
+    for (var i = 0u; i < 4u && row + i < rows && column < CHANNELS && part == owner(quarter); i += 1u) {
+        dx[((row + i) * CHANNELS + column) / 4u] = s[i];
+    }
+}
+
+fn owner(quarter: u32) -> u32 {
+    return (PARTS / 2u + quarter) % PARTS;
+}
+
+// The sums of all parts, the others' in order and the owner's own last, for the owner.
+fn meet(quarter: u32, part: u32, block: u32, own: mat4x4<f32>) -> mat4x4<f32> {
+    if PARTS == 1u {
+        return own;
+    }
+    let upper = meet_two(owner(quarter), part, block, own[0], own[1]);
+    let lower = meet_two(owner(quarter), part, block, own[2], own[3]);
+    return mat4x4(upper[0], upper[1], lower[0], lower[1]);
+}
+
+fn meet_two(owner: u32, part: u32, block: u32, own0: vec4<f32>, own1: vec4<f32>) -> mat2x4<f32> {
+    if part != owner {
+        let at = select(part - 1u, part, part < owner) * 2u * SIDE + block;
+        staged[at] = own0;
+        staged[at + SIDE] = own1;
     }
     workgroupBarrier();
-    var sum = vec4<f32>();
-    for (var i = 0u; part == PARTS / 2u && i + 1u < PARTS; i += 1u) {
-        sum += right_quad(4u * (i * SIDE + block));
+    var sum = mat2x4<f32>();
+    for (var i = 0u; part == owner && i + 1u < PARTS; i += 1u) {
+        sum += mat2x4(staged[2u * i * SIDE + block], staged[(2u * i + 1u) * SIDE + block]);
     }
     workgroupBarrier();
-    return sum + own;
-}
-
-fn store_weight(slice: u32, row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
-    store_weight_row(slice, row, rows, column, s[0]);
-    store_weight_row(slice, row + 1u, rows, column, s[1]);
-    store_weight_row(slice, row + 2u, rows, column, s[2]);
-    store_weight_row(slice, row + 3u, rows, column, s[3]);
-}
-
-fn store_weight_row(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
-    if row < rows && column < FILTERS {
-        dw[((slice * rows + row) * FILTERS + column) / 4u] = values;
-    }
-}
-
-fn store_input(row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
-    store_input_row(row, rows, column, s[0]);
-    store_input_row(row + 1u, rows, column, s[1]);
-    store_input_row(row + 2u, rows, column, s[2]);
-    store_input_row(row + 3u, rows, column, s[3]);
-}
-
-fn store_input_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
-    if row < rows && column < CHANNELS {
-        dx[(row * CHANNELS + column) / 4u] = values;
-    }
+    return sum + mat2x4(own0, own1);
 }
 
 // The gradient of the convolution's output at one place of a window, given the four of y.
@@ -408,12 +418,17 @@ fn gradient(i: u32, here: u32) -> vec4<f32> {
     return select(dy[i], vec4<f32>(), (there != vec4(here)) | (y[i] <= vec4<f32>()));
 }
 
-fn left_quad(i: u32) -> vec4<f32> {
-    return vec4(left_tile[i], left_tile[i + 1u], left_tile[i + 2u], left_tile[i + 3u]);
+// Four fours.
+fn fours(i: u32, apart: u32) -> mat4x4<f32> {
+    return mat4x4(staged[i], staged[i + apart], staged[i + 2u * apart], staged[i + 3u * apart]);
 }
 
-fn right_quad(i: u32) -> vec4<f32> {
-    return vec4(right_tile[i], right_tile[i + 1u], right_tile[i + 2u], right_tile[i + 3u]);
+// `s` and the products of four terms, one after another.
+fn added(s: mat4x4<f32>, rows: mat4x4<f32>, columns: mat4x4<f32>) -> mat4x4<f32> {
+    var sum = s + outer(rows[0], columns[0]);
+    sum += outer(rows[1], columns[1]);
+    sum += outer(rows[2], columns[2]);
+    return sum + outer(rows[3], columns[3]);
 }
 
 // Each row times each column; a column of the matrix is a row.

@@ -7,9 +7,12 @@
 //   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie
 //
 // What conv2d_relu_pool does, with loads and stores of four: four neighbouring channels of x, which are four terms of a row, and four
-// filters of w. A row's four terms are spread over four rows of the staged tile. The first four that an invocation stages of each factor
-// is loaded a step ahead, so that it comes while the step before is computed. A tile too small for the invocations of a workgroup, one
-// for each block, has PARTS times as many: each part takes its share of every step's terms, and their sums meet at the end, in order.
+// filters of w. Four terms are four loads of x and four of w from shared memory, and 64 products for each quarter of a block, with
+// nothing to count between them.
+//
+// The first two fours that an invocation stages of each factor are loaded a step ahead, so that they come while the step before is
+// computed. A tile with fewer blocks than a workgroup should have invocations has PARTS for each block: each part takes its share of
+// every step's fours, and their sums meet at the end, in order.
 //
 // Dispatch: ceil(4·N·PH·PW / TILE_M) · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool/mod.rs.
@@ -35,11 +38,16 @@ override FILTERS: u32;  // channels of y
 override TILE_M: u32;   // rows of a workgroup's tile
 override TILE_N: u32;   // and its columns
 override STEP: u32;     // elements of K staged at a time
-override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
-override BLOCK_N: u32;  // and its columns, 4 or 8
-override PARTS: u32;    // 1, or with blocks of 4×4 more, of which STEP is a multiple
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8: then they are two fours, half a tile apart
+override BLOCK_N: u32;  // and its columns, likewise
+override PARTS: u32;    // STEP is a multiple of four times as many
 override SIDE: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N); // invocations of a part
 override LANES: u32 = SIDE * PARTS;
+override PITCH: u32 = TILE_M + 13u;        // from four terms of all rows to the next four, which spreads both over the banks
+override LEFT: u32 = PITCH * (STEP / 4u);  // fours staged of x, before those of w
+override RIGHT: u32 = TILE_N / 4u * STEP;  // … and of w
+override APART: u32 = LANES / (STEP / 4u); // rows staged of x at a turn
+override SHARES: u32 = STEP / 4u / PARTS;  // fours of terms that an invocation takes of a step
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
 
@@ -53,9 +61,8 @@ struct Call {
 }
 var<immediate> call: Call;
 
-// Neighbouring rows are different invocations' to stage, and one that writes an element of a vector may write all of it.
-var<workgroup> x_tile: array<f32, (TILE_M + 4u) * STEP>;     // [k][row]; the pitch spreads a column over the banks
-var<workgroup> w_tile: array<vec4<f32>, TILE_N / 4u * STEP>; // [k][column]
+// Of x, fours of terms: [four][row], in the order of `spot`. Of w, fours of columns: [term][column]. In the end, the parts' sums.
+var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
 var<workgroup> row_h: array<i32, TILE_M>;                    // where each row's window begins
 var<workgroup> row_w: array<i32, TILE_M>;
 var<workgroup> row_at: array<i32, TILE_M>;                   // … as an index of x, which wraps if it is in the padding
@@ -66,7 +73,6 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let pitch = TILE_M + 4u;
     let rows = call.batch * PH * PW * 4u;
     let depth = KH * KW * CHANNELS;
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
@@ -75,8 +81,8 @@ fn main(
     let column0 = tile % tiles_n * TILE_N;
     let part = lane / SIDE;
     let block = lane % SIDE;
-    let block_row = block / (TILE_N / BLOCK_N) * BLOCK_M;
-    let block_column = block % (TILE_N / BLOCK_N) * BLOCK_N;
+    let block_row = block / (TILE_N / BLOCK_N) * 4u;
+    let block_column = block % (TILE_N / BLOCK_N) * 4u;
 
     for (var i = lane; i < TILE_M; i += LANES) {
         let row = row0 + i;
@@ -90,118 +96,148 @@ fn main(
     }
     workgroupBarrier();
 
-    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    // The block's quarters, or what it has of them: s01 is half a tile right of s00, and s10 below. A matrix's column is a row.
     var s00 = mat4x4<f32>();
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
-    // Neighbouring invocations take neighbouring fours of a pixel; an invocation stays at four terms of every step.
-    let step = lane % (STEP / 4u) * 4u;
+    // Neighbouring invocations take neighbouring fours of a pixel; an invocation stays at one four of every step.
+    let four = lane % (STEP / 4u);
     let first = lane / (STEP / 4u);
-    var x_ahead = load_x(step, first);
-    var w_ahead = load_w(0u, column0, lane);
+    let left = part * SHARES * PITCH + block_row / 4u;
+    let right = LEFT + part * SHARES * TILE_N + block_column / 4u;
+    var x_ahead = load_x(4u * four, first, 0u);
+    var x_next = load_x(4u * four, first, 1u);
+    var w_ahead = load_w(0u, column0, lane, 0u);
+    var w_next = load_w(0u, column0, lane, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        stage_x(step, first, x_ahead);
-        for (var row = first + LANES / (STEP / 4u); row < TILE_M; row += LANES / (STEP / 4u)) {
-            stage_x(step, row, load_x(k0 + step, row));
+        let k = k0 + 4u * four;
+        stage_x(four, first, 0u, x_ahead);
+        stage_x(four, first, 1u, x_next);
+        for (var turn = 2u; turn * APART < TILE_M; turn += 1u) {
+            stage_x(four, first, turn, load_x(k, first, turn));
         }
-        if lane < TILE_N / 4u * STEP {
-            w_tile[lane] = w_ahead;
-        }
-        for (var i = lane + LANES; i < TILE_N / 4u * STEP; i += LANES) {
-            w_tile[i] = load_w(k0, column0, i);
+        stage_w(lane, 0u, w_ahead);
+        stage_w(lane, 1u, w_next);
+        for (var turn = 2u; turn * LANES < RIGHT; turn += 1u) {
+            stage_w(lane, turn, load_w(k0, column0, lane, turn));
         }
         workgroupBarrier();
-        x_ahead = load_x(k0 + STEP + step, first);
-        w_ahead = load_w(k0 + STEP, column0, lane);
-        for (var s = part * (STEP / PARTS); s < (part + 1u) * (STEP / PARTS); s += 1u) {
-            let i = s * pitch + block_row;
-            let j = (s * TILE_N + block_column) / 4u;
-            let rows0 = x_quad(i);
-            let columns0 = w_tile[j];
-            s00 += outer(rows0, columns0);
-            var columns1 = vec4<f32>();
+        x_ahead = load_x(k + STEP, first, 0u);
+        x_next = load_x(k + STEP, first, 1u);
+        w_ahead = load_w(k0 + STEP, column0, lane, 0u);
+        w_next = load_w(k0 + STEP, column0, lane, 1u);
+        for (var s = 0u; s < SHARES; s += 1u) {
+            let i = left + s * PITCH;
+            let j = right + s * TILE_N;
+            let rows0 = terms_of_rows(i);
+            let columns0 = columns_of_terms(j);
+            s00 = added(s00, rows0, columns0);
+            var columns1 = mat4x4<f32>();
             if BLOCK_N == 8u {
-                columns1 = w_tile[j + 1u];
-                s01 += outer(rows0, columns1);
+                columns1 = columns_of_terms(j + TILE_N / 8u);
+                s01 = added(s01, rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = x_quad(i + 4u);
-                s10 += outer(rows1, columns0);
+                let rows1 = terms_of_rows(i + TILE_M / 8u);
+                s10 = added(s10, rows1, columns0);
                 if BLOCK_N == 8u {
-                    s11 += outer(rows1, columns1);
+                    s11 = added(s11, rows1, columns1);
                 }
             }
         }
         workgroupBarrier();
     }
-    if PARTS > 1u {
-        s00 = mat4x4(meet(part, block, s00[0]), meet(part, block, s00[1]), meet(part, block, s00[2]), meet(part, block, s00[3]));
-        if part != PARTS / 2u {
-            return;
-        }
-    }
     let row = row0 + block_row;
     let column = column0 + block_column;
-    pool(row, rows, column, s00);
+    finish(0u, part, block, row, rows, column, s00);
     if BLOCK_N == 8u {
-        pool(row, rows, column + 4u, s01);
+        finish(1u, part, block, row, rows, column + TILE_N / 2u, s01);
     }
     if BLOCK_M == 8u {
-        pool(row + 4u, rows, column, s10);
+        finish(2u, part, block, row + TILE_M / 2u, rows, column, s10);
         if BLOCK_N == 8u {
-            pool(row + 4u, rows, column + 4u, s11);
+            finish(3u, part, block, row + TILE_M / 2u, rows, column + TILE_N / 2u, s11);
         }
     }
 }
 
-// Four terms of a row, from `k` on.
-fn load_x(k: u32, row: u32) -> vec4<f32> {
+// Sums the parts' quarters and stores what pooling leaves; of each quarter another part does so.
+fn finish(quarter: u32, part: u32, block: u32, row: u32, rows: u32, column: u32, own: mat4x4<f32>) {
+    if PARTS == 1u {
+        pool(row, rows, column, own);
+        return;
+    }
+    let owner = (PARTS / 2u + quarter) % PARTS;
+    let upper = meet(part, owner, block, own[0], own[1]);
+    let lower = meet(part, owner, block, own[2], own[3]);
+    if part == owner {
+        pool(row, rows, column, mat4x4(upper[0], upper[1], lower[0], lower[1]));
+    }
+}
+
+// Where a row's four is staged: what the invocations of a subgroup read at a time lies side by side, and what they stage at a time in
+// different banks.
+fn spot(row: u32) -> u32 {
+    return row % 4u * (TILE_M / 4u + 4u) + row / 4u;
+}
+
+// Four terms of the row that is staged at this turn, from `k` on.
+fn load_x(k: u32, first: u32, turn: u32) -> vec4<f32> {
+    let row = first + turn * APART;
     let tap = k / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H);
     let tap_w = i32(tap % KW * DILATION_W);
+    if turn * APART >= TILE_M || row >= TILE_M || k >= KH * KW * CHANNELS {
+        return vec4<f32>();
+    }
     // A negative place is a huge one when unsigned.
-    if row >= TILE_M || k >= KH * KW * CHANNELS || u32(row_h[row] + tap_h) >= H || u32(row_w[row] + tap_w) >= W {
+    if u32(row_h[row] + tap_h) >= H || u32(row_w[row] + tap_w) >= W {
         return vec4<f32>();
     }
     let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k % CHANNELS);
     return vec4<f32>(x[u32(row_at[row] + offset) / 4u]);
 }
 
-fn stage_x(step: u32, row: u32, value: vec4<f32>) {
-    if row >= TILE_M {
-        return;
+fn stage_x(four: u32, first: u32, turn: u32, value: vec4<f32>) {
+    let row = first + turn * APART;
+    if turn * APART < TILE_M && row < TILE_M {
+        staged[four * PITCH + spot(row)] = value;
     }
-    let pitch = TILE_M + 4u;
-    let at = step * pitch + row;
-    x_tile[at] = value.x;
-    x_tile[at + pitch] = value.y;
-    x_tile[at + 2u * pitch] = value.z;
-    x_tile[at + 3u * pitch] = value.w;
 }
 
-// The four columns at place `i` of the tile of w that begins at `k0` and `column0`.
-fn load_w(k0: u32, column0: u32, i: u32) -> vec4<f32> {
+// Four columns of the term that is staged at this turn, of the tile of w that begins at `k0` and `column0`.
+fn load_w(k0: u32, column0: u32, lane: u32, turn: u32) -> vec4<f32> {
+    let i = lane + turn * LANES;
     let k = k0 + i / (TILE_N / 4u);
     let column = column0 + i % (TILE_N / 4u) * 4u;
-    if k >= KH * KW * CHANNELS || column >= FILTERS {
+    if turn * LANES >= RIGHT || i >= RIGHT || k >= KH * KW * CHANNELS || column >= FILTERS {
         return vec4<f32>();
     }
     return w[(k * FILTERS + column) / 4u];
 }
 
-// The sum of the parts' sums at a block, in order, its own last, for the part in the middle.
-fn meet(part: u32, block: u32, own: vec4<f32>) -> vec4<f32> {
-    if part != PARTS / 2u {
-        w_tile[select(part - 1u, part, part < PARTS / 2u) * SIDE + block] = own;
+fn stage_w(lane: u32, turn: u32, value: vec4<f32>) {
+    let i = lane + turn * LANES;
+    if turn * LANES < RIGHT && i < RIGHT {
+        staged[LEFT + i] = value;
+    }
+}
+
+// The sums of all parts, the others' in order and the owner's own last, for the owner.
+fn meet(part: u32, owner: u32, block: u32, own0: vec4<f32>, own1: vec4<f32>) -> mat2x4<f32> {
+    if part != owner {
+        let at = select(part - 1u, part, part < owner) * 2u * SIDE + block;
+        staged[at] = own0;
+        staged[at + SIDE] = own1;
     }
     workgroupBarrier();
-    var sum = vec4<f32>();
-    for (var i = 0u; part == PARTS / 2u && i + 1u < PARTS; i += 1u) {
-        sum += w_tile[i * SIDE + block];
+    var sum = mat2x4<f32>();
+    for (var i = 0u; part == owner && i + 1u < PARTS; i += 1u) {
+        sum += mat2x4(staged[2u * i * SIDE + block], staged[(2u * i + 1u) * SIDE + block]);
     }
     workgroupBarrier();
-    return sum + own;
+    return sum + mat2x4(own0, own1);
 }
 
 // Stores what pooling leaves of a window, four rows from `row` on, for four filters.
@@ -245,8 +281,24 @@ fn is_nan(v: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(v) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
 }
 
-fn x_quad(i: u32) -> vec4<f32> {
-    return vec4(x_tile[i], x_tile[i + 1u], x_tile[i + 2u], x_tile[i + 3u]);
+// Four terms of four rows, a column for each term.
+fn terms_of_rows(i: u32) -> mat4x4<f32> {
+    let apart = TILE_M / 4u + 4u;
+    return transpose(mat4x4(staged[i], staged[i + apart], staged[i + 2u * apart], staged[i + 3u * apart]));
+}
+
+// Four columns of four terms, likewise.
+fn columns_of_terms(j: u32) -> mat4x4<f32> {
+    let apart = TILE_N / 4u;
+    return mat4x4(staged[j], staged[j + apart], staged[j + 2u * apart], staged[j + 3u * apart]);
+}
+
+// `s` and four terms, one after another.
+fn added(s: mat4x4<f32>, rows: mat4x4<f32>, columns: mat4x4<f32>) -> mat4x4<f32> {
+    var sum = s + outer(rows[0], columns[0]);
+    sum += outer(rows[1], columns[1]);
+    sum += outer(rows[2], columns[2]);
+    return sum + outer(rows[3], columns[3]);
 }
 
 // Each row times each column; a column of the matrix is a row.

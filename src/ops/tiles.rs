@@ -9,10 +9,10 @@ pub(crate) struct Tiles {
     pub(crate) tile: [usize; 2],
     /// Terms of the sums that are staged in shared memory at a time.
     pub(crate) step: usize,
-    /// Rows and columns that one invocation computes, each 4 or 8.
+    /// Rows and columns that one invocation computes, each 4 or 8. With 4 by 4 a GPU loads twice as much from shared memory for a product as
+    /// with 8 by 8, which take some 170 registers.
     pub(crate) block: [usize; 2],
-    /// Invocations for each block, which share the terms of every step. More than one is for few and long sums, and for
-    /// the kernels that have a constant `PARTS`.
+    /// Invocations for each block, which share the terms of every step. More than one is for the kernels that have a constant `PARTS`.
     pub(crate) parts: usize,
 }
 
@@ -20,23 +20,29 @@ const fn tiles(tile: [usize; 2], step: usize, block: [usize; 2]) -> Tiles {
     Tiles { tile, step, block, parts: 1 }
 }
 
-const fn in_parts(tile: [usize; 2], parts: usize) -> Tiles {
-    Tiles { tile, step: 32, block: [4, 4], parts }
+const fn in_parts(tile: [usize; 2], step: usize, block: [usize; 2], parts: usize) -> Tiles {
+    Tiles { tile, step, block, parts }
 }
 
 /// For many columns, and for few.
 const WIDE: Tiles = tiles([64, 64], 16, [4, 4]);
 const NARROW: Tiles = tiles([128, 32], 16, [4, 4]);
 
+/// For kernels that can have parts: as many workgroups as keep a large GPU evenly busy, in the largest blocks.
+const EVEN: Tiles = in_parts([64, 32], 16, [8, 8], 4);
+
 /// For so few sums that each has to be many workgroups' and many invocations' to keep a large GPU busy.
-const DEEP: Tiles = in_parts([32, 32], 4);
+const DEEP: Tiles = in_parts([32, 32], 32, [8, 8], 8);
+
+/// By how much a pitch is longer than what is staged, at most, in any kernel.
+const PITCH: usize = 13;
 
 /// Fewer workgroups than these at a batch of 64 are few.
-const FEW: usize = 64;
+const FEW: usize = 128;
 
 /// Everything worth a try. The largest takes 12 KiB of shared memory and the rows' windows beside it; none has more than 256
 /// invocations, as some adapters allow no more.
-const ALL: [Tiles; 19] = [
+const ALL: [Tiles; 26] = [
     WIDE,
     tiles([64, 64], 16, [8, 4]),
     tiles([64, 64], 16, [8, 8]),
@@ -53,9 +59,16 @@ const ALL: [Tiles; 19] = [
     tiles([64, 32], 16, [8, 4]),
     tiles([32, 32], 16, [4, 4]),
     tiles([128, 16], 16, [4, 4]),
+    in_parts([64, 64], 16, [8, 8], 2),
+    in_parts([128, 64], 16, [8, 8], 2),
+    in_parts([128, 32], 16, [8, 8], 2),
+    in_parts([64, 32], 16, [8, 8], 2),
+    EVEN,
+    in_parts([64, 32], 32, [8, 8], 4),
     DEEP,
-    in_parts([32, 64], 2),
-    in_parts([64, 32], 2),
+    in_parts([32, 32], 32, [8, 8], 4),
+    in_parts([32, 32], 32, [8, 4], 4),
+    in_parts([32, 32], 32, [4, 4], 4),
 ];
 
 impl Tiles {
@@ -66,9 +79,8 @@ impl Tiles {
 
     /// The usual ones for a kernel that can have parts, of so many rows for each image.
     pub(crate) fn usual_in_parts(per_image: usize, columns: usize) -> Self {
-        let usual = Self::usual(columns);
-        let workgroups = (64 * per_image).div_ceil(usual.tile[0]) * usual.across(columns);
-        if workgroups < FEW && columns > 16 { DEEP } else { usual }
+        let workgroups = (64 * per_image).div_ceil(EVEN.tile[0]) * EVEN.across(columns);
+        if workgroups < FEW { DEEP } else { EVEN }
     }
 
     /// Those worth a try for so many columns beside `usual`: none that is twice as wide as the result, nor the narrowest for a wide one.
@@ -117,19 +129,19 @@ impl Tiles {
     pub(crate) fn pairs(usual: [Self; 2], columns: [usize; 2]) -> Vec<[Self; 2]> {
         let [first, second] = [0, 1].map(|i| std::iter::once(usual[i]).chain(Self::others(usual[i], columns[i])).collect::<Vec<_>>());
         let alike = |a: &Self, b: &Self| (a.lanes(), a.step, a.block, a.parts) == (b.lanes(), b.step, b.block, b.parts);
-        let pairs = first.into_iter().filter(|tiles| tiles.parts > 1 || tiles.one_row_each());
+        let pairs = first.into_iter().filter(|tiles| tiles.in_parts());
         let pairs = pairs.flat_map(|a| second.iter().filter(move |b| alike(&a, b)).map(move |&b| [a, b]));
-        // What they stage, one with a pitch of four more, and the second one's rows.
+        // What they stage, one with a pitch, and the second one's rows.
         let fits = |[a, b]: &[Self; 2]| {
-            let staged: usize = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 4)).iter().sum();
+            let staged: usize = [0, 1].map(|i| a.tile[i].max(b.tile[i] + PITCH)).iter().sum();
             4 * (staged * a.step + 3 * b.tile[0]) <= 16 * 1024
         };
         pairs.filter(|pair| *pair != usual && fits(pair)).collect()
     }
 
-    /// For kernels that can have parts.
-    pub(crate) fn all(self) -> bool {
-        true
+    /// For kernels that can have parts: with those, fewer of the others are worth a try.
+    pub(crate) fn in_parts(self) -> bool {
+        self.parts > 1 || (self.step == 16 && self.block != [8, 8] && self.tile[0] >= 64)
     }
 
     /// For kernels in which any invocation can stage any row.
@@ -151,13 +163,11 @@ mod tests {
     fn all_tiles_keep_to_the_limits_that_every_adapter_has() {
         for tiles in ALL {
             let Tiles { tile: [rows, columns], step, block, parts } = tiles;
-            // The other parts' sums, four of them at a time, lie where columns are staged.
-            assert!(
-                parts == 1 || (block == [4, 4] && step.is_multiple_of(parts) && (parts - 1) * tiles.lanes() / parts * 4 <= columns * step)
-            );
+            // The other parts' sums, eight of them at a time, lie where all else is staged.
+            assert!(parts == 1 || (step.is_multiple_of(4 * parts) && (parts - 1) * tiles.lanes() / parts * 8 <= (rows + columns) * step));
             assert!(tiles.lanes() <= 256 && tiles.lanes() >= 32 && tiles.lanes().is_multiple_of(step), "{tiles:?}");
             assert!(block.iter().all(|edge| [4, 8].contains(edge)), "{tiles:?}");
-            let bytes = 4 * ((rows + 4 + columns) * step + 3 * rows);
+            let bytes = 4 * ((rows + PITCH + columns) * step + 3 * rows);
             assert!(bytes <= 16 * 1024, "{tiles:?} takes {bytes} bytes");
         }
         assert!(WIDE.one_row_each() && NARROW.one_row_each());
@@ -168,12 +178,12 @@ mod tests {
     #[test]
     fn pairs_have_what_one_kernel_needs_of_both_and_keep_to_the_limits() {
         for columns in [[64, 32], [128, 64], [36, 17], [4, 6], [512, 3]] {
-            for usual in [columns.map(Tiles::usual), [DEEP; 2]] {
+            for usual in [[EVEN; 2], [DEEP; 2]] {
                 let pairs = Tiles::pairs(usual, columns);
                 assert!((2..=24).contains(&pairs.len()) && !pairs.contains(&usual), "{} for {columns:?}", pairs.len());
                 for [a, b] in pairs.into_iter().chain([usual]) {
                     assert!((a.lanes(), a.step, a.block, a.parts) == (b.lanes(), b.step, b.block, b.parts), "{a:?} {b:?}");
-                    let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + 4)).iter().sum::<usize>() * a.step;
+                    let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + PITCH)).iter().sum::<usize>() * a.step;
                     assert!(4 * (staged + 3 * b.tile[0]) <= 16 * 1024, "{a:?} {b:?}");
                 }
             }
@@ -183,7 +193,7 @@ mod tests {
     #[test]
     fn some_tiles_are_worth_a_try_for_any_columns_and_none_has_too_many() {
         for columns in [1, 10, 32, 33, 64, 128, 512] {
-            for legal in [Tiles::any, Tiles::one_row_each, Tiles::all] {
+            for legal in [Tiles::any, Tiles::one_row_each, Tiles::in_parts] {
                 let count = Tiles::others(Tiles::usual(columns), columns).filter(|&tiles| legal(tiles)).count();
                 assert!((4..=17).contains(&count), "{count} for {columns} columns");
             }

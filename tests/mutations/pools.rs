@@ -11,14 +11,18 @@ use super::{Fault, LAST_STEP, ROW_TOO_MANY, TIES, Target, target};
 /// Of invocations that share a block.
 const SHARED: [Fault; 2] = [
     ["a part left out", "i + 1u < PARTS; i += 1u", "i + 2u < PARTS; i += 1u"],
-    ["a part's terms counted twice", "s < (part + 1u) * (STEP / PARTS)", "s <= (part + 1u) * (STEP / PARTS)"],
+    ["terms of the next part counted too", "s < SHARES", "s <= SHARES"],
 ];
+
+/// Of an invocation that stages more than its first two fours.
+const MORE_TURNS: Fault = ["a turn left out", "var turn = 2u; turn * APART < TILE_M", "var turn = 3u; turn * APART < TILE_M"];
 
 /// Of convolutions with pooling.
 pub(super) fn relu_pools() -> Vec<Target> {
     let conv = Conv2d { stride: [2, 1], padding: Padding::Explicit { top: 1, bottom: 0, left: 2, right: 1 }, dilation: [1, 2], groups: 1 };
     let (x, w, b) = (batched(&[13, 9, 5]), fixed(&[3, 2, 5, 68]), fixed(&[68]));
     let (x4, w4) = (batched(&[13, 9, 12]), fixed(&[3, 2, 12, 68])); // channels in fours
+    let (x20, w20) = (batched(&[13, 9, 20]), fixed(&[3, 2, 20, 68])); // … that are more than half a tile
     let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]);
     let place = TensorType { dtype: DType::U8, ..y };
     let tied = Conv2dReluPool { conv: Conv2d::default(), output: DType::F32 };
@@ -36,6 +40,32 @@ pub(super) fn relu_pools() -> Vec<Target> {
             ],
         ),
         target(example(Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/32x32x32/4x4x4"), &[x4, w4, b], 3), &SHARED),
+        target(example(Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/128x32x16/8x8x2"), &[x4, w4, b], 3), &[MORE_TURNS]),
+        target(
+            example(Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/32x32x32/8x8x8"), &[x4, w4, b], 3),
+            &[
+                ["the second pixels of this step again", "load_x(k + STEP, first, 1u)", "load_x(k, first, 1u)"],
+                ["the second weights of this step again", "load_w(k0 + STEP, column0, lane, 1u)", "load_w(k0, column0, lane, 1u)"],
+            ],
+        ),
+        target(
+            example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x20, y, y, place, w20], 3),
+            &[
+                [
+                    "the second images of this step again",
+                    "load_image(k0 + STEP, end, row0, lane, 1u)",
+                    "load_image(k0, end, row0, lane, 1u)",
+                ],
+                [
+                    "the second gradients of this step again",
+                    "load_gradient(k0 + STEP, end, column0, lane, 1u)",
+                    "load_gradient(k0, end, column0, lane, 1u)",
+                ],
+                ["the second pixels of this step again", "load_pixel(k + STEP, first, 1u)", "load_pixel(k, first, 1u)"],
+                ["the second weights of this step again", "load_w(k + STEP, column0, first, 1u)", "load_w(k, column0, first, 1u)"],
+                ["the left columns of dx again", "fours(j + TILE_NX / 8u", "fours(j"],
+            ],
+        ),
         target(
             // No bias and weights of one step leave pixels that tie, at zero and above.
             example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x, w, b], 3),
@@ -51,16 +81,35 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["bias of the first filters", "b[column / 4u]", "b[0]"],
                 ["no relu", "select(z, vec4<f32>(), z < vec4<f32>())", "z"],
                 ["a window too many", "row >= rows ||", "row > rows ||"],
-                ["a four of terms half as long", "x_tile[at + 3u * pitch] = value.w;", "x_tile[at + 3u * pitch] = value.z;"],
-                ["pixels of this step again in the next", "load_x(k0 + STEP + step, first)", "load_x(k0 + step, first)"],
-                ["weights of this step again in the next", "load_w(k0 + STEP, column0, lane)", "load_w(k0, column0, lane)"],
+                ["terms for rows", "return transpose(mat4x4", "return (mat4x4"],
+                ["the upper rows again", "terms_of_rows(i + TILE_M / 8u)", "terms_of_rows(i)"],
+                ["the left columns again", "columns_of_terms(j + TILE_N / 8u)", "columns_of_terms(j)"],
+                ["a quarter in another's place", "row + TILE_M / 2u, rows, column, s10", "row + TILE_M / 2u, rows, column, s00"],
+                ["pixels of this step again in the next", "load_x(k + STEP, first, 0u)", "load_x(k, first, 0u)"],
+                ["weights of this step again in the next", "load_w(k0 + STEP, column0, lane, 0u)", "load_w(k0, column0, lane, 0u)"],
                 ["the first four of channels", "i32(k % CHANNELS)", "0"],
             ],
         ),
         target(example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x4, w4, b], 3), &[["last of equals wins", "(v > best)", "(v >= best)"]]),
         target(
             example(Altered::named(Conv2dReluPoolGrad { conv, slices: 4 }, "/32x32+32x32x32/4x4x4"), &[x4, y, y, place, w4], 3),
-            &SHARED[..1],
+            &[
+                SHARED[0],
+                [
+                    "terms of the next part of dw counted too",
+                    "s < SHARES; s += 1u) {\n            let i = left + s * TILE_M;",
+                    "s <= SHARES; s += 1u) {\n            let i = left + s * TILE_M;",
+                ],
+                [
+                    "terms of the next part of dx counted too",
+                    "s < SHARES; s += 1u) {\n            let i = left + s * PITCH;",
+                    "s <= SHARES; s += 1u) {\n            let i = left + s * PITCH;",
+                ],
+            ],
+        ),
+        target(
+            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 4 }, "/128x32+128x32x16/8x8x2"), &[x4, y, y, place, w4], 3),
+            &[MORE_TURNS],
         ),
         target(
             example(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, &[y, y, place, w], 3),
@@ -87,20 +136,32 @@ pub(super) fn relu_pools() -> Vec<Target> {
             &[
                 ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
                 ["every bias of the first tile", "db[(slice * FILTERS + column0) / 4u + lane]", "db[slice * FILTERS / 4u + lane]"],
-                ["bias counts the first step only", "bias += right_quad", "bias = right_quad"],
-                ["a workgroup of dw taken for one of dx", "tile < of_weight {", "tile + 1u < of_weight {"],
-                ["tiles of dx begin one too late", "tile - of_weight, lane", "tile - of_weight + 1u, lane"],
+                ["bias counts the first step only", "bias += staged", "bias = staged"],
+                ["a workgroup of dx taken for one of dw", "tile < of_input {", "tile + 1u < of_input {"],
+                ["tiles of dw begin one too late", "tile - of_input, lane", "tile - of_input + 1u, lane"],
                 ["window not turned round", "row_w[row] - i32(tap", "row_w[row] + i32(tap"],
                 ["places exchanged", "oh % 2u * 2u + ow % 2u", "ow % 2u * 2u + oh % 2u"],
                 ["what relu stopped goes through", " | (y[i] <= vec4<f32>())", ""],
                 ["what did not win gets a gradient", "(there != vec4(here)) | ", ""],
                 ["bytes of places exchanged", "vec4(0u, 8u, 16u, 24u)", "vec4(0u, 16u, 8u, 24u)"],
-                ["a four of terms half as long", "left_tile[at + 3u * pitch] = value.w;", "left_tile[at + 3u * pitch] = value.z;"],
+                ["terms for rows", "transpose(fours(i, spot", "(fours(i, spot"],
+                ["terms for columns", "transpose(fours(j, spot", "(fours(j, spot"],
+                ["the upper rows of dw again", "fours(i + TILE_M / 8u", "fours(i"],
+                ["the left columns of dw again", "fours(j + TILE_N / 8u", "fours(j"],
+                ["the upper rows of dx again", "fours(i + TILE_MX / 8u", "fours(i"],
                 ["weights of the next tap", "w[((k / FILTERS * CHANNELS", "w[(((k / FILTERS + 1u) % (KH * KW) * CHANNELS"],
-                ["images of this step again in the next", "load_image(k0 + STEP, end", "load_image(k0, end"],
-                ["gradients of this step again in the next", "load_gradient(k0 + STEP, end", "load_gradient(k0, end"],
-                ["pixels of this step again in the next", "load_pixel(k0 + STEP + step, first)", "load_pixel(k0 + step, first)"],
-                ["weights of this step again in the next", "load_w(k0 + STEP + step, column0, first)", "load_w(k0 + step, column0, first)"],
+                [
+                    "images of this step again in the next",
+                    "load_image(k0 + STEP, end, row0, lane, 0u)",
+                    "load_image(k0, end, row0, lane, 0u)",
+                ],
+                [
+                    "gradients of this step again in the next",
+                    "load_gradient(k0 + STEP, end, column0, lane, 0u)",
+                    "load_gradient(k0, end, column0, lane, 0u)",
+                ],
+                ["pixels of this step again in the next", "load_pixel(k + STEP, first, 0u)", "load_pixel(k, first, 0u)"],
+                ["weights of this step again in the next", "load_w(k + STEP, column0, first, 0u)", "load_w(k, column0, first, 0u)"],
             ],
         ),
     ]
@@ -117,10 +178,9 @@ pub(super) fn races() -> Vec<Target> {
     let staged = ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"];
     let next = ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"];
     let next_of_dw = ["no barrier before the next staging for dw", "workgroupBarrier();\n    }\n    if row0", "}\n    if row0"];
-    let next_in_parts = ["no barrier before the next staging", "workgroupBarrier();\n    }\n    if PARTS", "}\n    if PARTS"];
     let handed = [
-        ["no barrier before sums are taken", "workgroupBarrier();\n    var sum = vec4", "var sum = vec4"],
-        ["no barrier before the next are handed over", "workgroupBarrier();\n    return sum + own", "return sum + own"],
+        ["no barrier before sums are taken", "workgroupBarrier();\n    var sum = mat2x4", "var sum = mat2x4"],
+        ["no barrier before the next are handed over", "workgroupBarrier();\n    return sum + mat2x4", "return sum + mat2x4"],
     ];
     let ahead = ["no barrier after staging", "workgroupBarrier();\n        x_ahead", "x_ahead"];
     let staged_of_dw =
@@ -130,7 +190,7 @@ pub(super) fn races() -> Vec<Target> {
     let dx = Conv2dReluPoolInputGrad { conv, input: [9, 7], output: DType::F32 };
     vec![
         target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b], 3), &[staged, next, sized]),
-        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3), &[ahead, next_in_parts]),
+        target(example(Conv2dReluPool { conv, output: DType::F32 }, &[x4, w4, b], 3), &[ahead, next]),
         target(example(Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/32x32x32/4x4x4"), &[x4, w4, b], 3), &handed),
         target(
             example(Altered::named(Conv2dReluPoolGrad { conv, slices: 1 }, "/32x32+32x32x32/4x4x4"), &[x4, y, y, place, w4], 9),
@@ -138,7 +198,7 @@ pub(super) fn races() -> Vec<Target> {
         ),
         // Of 128 rows an invocation stages two, or four, far apart.
         target(
-            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 1 }, "/64x64+128x32x16/8x4"), &[x4, y, y, place, w4], 9),
+            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 1 }, "/128x32+128x32x16/8x8x2"), &[x4, y, y, place, w4], 9),
             &[sized],
         ),
         target(
@@ -151,10 +211,7 @@ pub(super) fn races() -> Vec<Target> {
         ),
         target(example(dx, &[y, y, place, w], 3), &[staged, next, sized]),
         target(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 1 }, &[x, y, y, place], 9), &[staged, next_of_dw]),
-        target(
-            example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x4, y, y, place, w4], 9),
-            &[staged_of_dw, staged_of_dx, next_of_dw, next_in_parts],
-        ),
+        target(example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x4, y, y, place, w4], 9), &[staged_of_dw, staged_of_dx, next_of_dw, next]),
     ]
 }
 

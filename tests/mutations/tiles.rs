@@ -16,7 +16,8 @@ pub(crate) fn targets() -> Vec<Target> {
     let right =
         ["the right quarters left out", "if BLOCK_N == 8u {\n                columns1", "if BLOCK_N == 9u {\n                columns1"];
     let lower = ["the lower right quarter as the upper one", "s11 += outer(rows1, columns1)", "s11 += outer(rows0, columns1)"];
-    let stored = |find, replacement| ["a quarter stored four columns off", find, replacement];
+    let lower_added = [lower[0], "s11 = added(s11, rows1, columns1)", "s11 = added(s11, rows0, columns1)"];
+    let stored = |find, replacement| ["a quarter stored in another's columns", find, replacement];
     vec![
         eights(
             Matmul::default(),
@@ -37,23 +38,23 @@ pub(crate) fn targets() -> Vec<Target> {
             &[right, lower, ["later rows' pixels not set", "i < TILE_M; i += LANES", "i < 32u; i += LANES"]],
         ),
         eights(Conv2dWeightGrad { conv, kernel: [3, 2], slices: 4 }, &[x, y], 3, &[right, lower]),
-        eights(
-            Conv2dReluPool { conv, output: DType::F32 },
-            &[x, w, b],
-            3,
-            &[right, lower, stored("pool(row + 4u, rows, column + 4u, s11)", "pool(row + 4u, rows, column, s11)")],
+        target(
+            example(Altered::named(Conv2dReluPool { conv, output: DType::F32 }, "/64x64x16/8x8x2"), &[x, w, b], 3),
+            &[
+                right,
+                lower_added,
+                stored("column + TILE_N / 2u, s11)", "column, s11)"),
+                ["windows of a workgroup's later rows not set", "i < TILE_M; i += LANES", "i < 32u; i += LANES"],
+            ],
         ),
         eights(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: DType::F32 }, &[pooled, pooled, place, w], 3, &[right, lower]),
         eights(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 5 }, &[x, pooled, pooled, place], 3, &[right, lower]),
         target(
-            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 5 }, "/64x64+64x64x16/8x8"), &[x, pooled, pooled, place, w], 3),
+            example(Altered::named(Conv2dReluPoolGrad { conv, slices: 5 }, "/64x64+64x64x16/8x8x2"), &[x, pooled, pooled, place, w], 3),
             &[
                 ["later rows' pixels not set", "i < TILE_MX; i += LANES", "i < 32u; i += LANES"],
-                [
-                    "a quarter of dw stored four columns off",
-                    "rows, column + 4u, s11);\n        }\n    }\n}\n\n// Four elements",
-                    "rows, column, s11);\n        }\n    }\n}\n\n// Four elements",
-                ],
+                stored("column + TILE_N / 2u, s11)", "column, s11)"),
+                stored("column + TILE_NX / 2u, s11)", "column, s11)"),
             ],
         ),
     ]

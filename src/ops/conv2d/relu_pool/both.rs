@@ -47,11 +47,9 @@ impl Conv2dReluPoolGrad {
     }
 
     fn usual(&self, inputs: &[TensorType]) -> [Tiles; 2] {
+        // Those of dx for both: dw has slices, as many as it takes.
         let conv = self.block(inputs).conv;
-        let [of_weight, of_input] = [conv.filters, conv.channels].map(Tiles::usual);
-        // The weight's gradient has slices, as many as it takes.
-        let deep = Tiles::usual_in_parts(conv.input[0] * conv.input[1], conv.channels);
-        if deep == of_input { [of_weight, of_input] } else { [deep; 2] }
+        [Tiles::usual_in_parts(conv.input[0] * conv.input[1], conv.channels); 2]
     }
 }
 

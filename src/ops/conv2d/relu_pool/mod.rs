@@ -250,7 +250,7 @@ impl Rules for Conv2dReluPool {
             block.launch_matrices(self.stored(kernel, inputs), tiles, [block.pixels() * PLACES, columns])
         };
         let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
-        let legal = if self.in_fours(inputs) { Tiles::all } else { Tiles::any };
+        let legal = if self.in_fours(inputs) { Tiles::in_parts } else { Tiles::any };
         all.extend(Tiles::variants(self.usual(inputs), columns, legal, |tiles| self.tiled(inputs, tiles)));
         all
     }
