@@ -55,6 +55,7 @@ override PITCH_N: u32 = TILE_NX + 13u;
 override LEFT: u32 = max(TILE_M * STEP, PITCH * STEP) / 4u;    // fours staged of the left factors, before those of the right ones
 override RIGHT: u32 = max(TILE_N * STEP, PITCH_N * STEP) / 4u;
 override APART: u32 = LANES / (STEP / 4u);                     // rows staged at a turn of dx's left factor, and columns of the right
+override ONE_TAP: bool = FILTERS % STEP == 0u;                 // whether all terms of a step of dx are of one tap
 override SHARES: u32 = STEP / 4u / PARTS;                      // fours of terms that an invocation takes of a step
 
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
@@ -263,27 +264,26 @@ fn input_grad(tile: u32, lane: u32) {
     let first = lane / (STEP / 4u);
     let left = part * SHARES * PITCH + block_row / 4u;
     let right = LEFT + part * SHARES * PITCH_N + block_column / 4u;
-    var left_ahead = load_pixel(4u * four, first, 0u);
-    var left_next = load_pixel(4u * four, first, 1u);
-    var right_ahead = load_w(4u * four, column0, first, 0u);
-    var right_next = load_w(4u * four, column0, first, 1u);
+    var left_ahead = load_pixel(0u, four, first, 0u);
+    var left_next = load_pixel(0u, four, first, 1u);
+    var right_ahead = load_w(0u, four, column0, first, 0u);
+    var right_next = load_w(0u, four, column0, first, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        let k = k0 + 4u * four;
         stage_pixel(four, first, 0u, left_ahead);
         stage_pixel(four, first, 1u, left_next);
         for (var turn = 2u; turn * APART < TILE_MX; turn += 1u) {
-            stage_pixel(four, first, turn, load_pixel(k, first, turn));
+            stage_pixel(four, first, turn, load_pixel(k0, four, first, turn));
         }
         stage_w(four, first, 0u, right_ahead);
         stage_w(four, first, 1u, right_next);
         for (var turn = 2u; turn * APART < TILE_NX; turn += 1u) {
-            stage_w(four, first, turn, load_w(k, column0, first, turn));
+            stage_w(four, first, turn, load_w(k0, four, column0, first, turn));
         }
         workgroupBarrier();
-        left_ahead = load_pixel(k + STEP, first, 0u);
-        left_next = load_pixel(k + STEP, first, 1u);
-        right_ahead = load_w(k + STEP, column0, first, 0u);
-        right_next = load_w(k + STEP, column0, first, 1u);
+        left_ahead = load_pixel(k0 + STEP, four, first, 0u);
+        left_next = load_pixel(k0 + STEP, four, first, 1u);
+        right_ahead = load_w(k0 + STEP, four, column0, first, 0u);
+        right_next = load_w(k0 + STEP, four, column0, first, 1u);
         for (var s = 0u; s < SHARES; s += 1u) {
             let i = left + s * PITCH;
             let j = right + s * PITCH_N;
@@ -319,23 +319,24 @@ fn input_grad(tile: u32, lane: u32) {
     }
 }
 
-// Four terms of the row of dx's left factor that is staged at this turn, from `k` on.
-fn load_pixel(k: u32, first: u32, turn: u32) -> vec4<f32> {
+// A four of the terms from `k0` on, of the row of dx's left factor that is staged at this turn.
+fn load_pixel(k0: u32, four: u32, first: u32, turn: u32) -> vec4<f32> {
     let row = first + turn * APART;
+    let k = k0 + 4u * four;
     if turn * APART >= TILE_MX || row >= TILE_MX || k >= KH * KW * FILTERS {
         return vec4<f32>();
     }
-    // Negative where the tap lies before the first window: then huge when unsigned, and past PH even when divided, unless the stride
-    // is huge too; so it is tested.
-    let tap = k / FILTERS;
-    let h = row_h[row] - i32(tap / KW * DILATION_H);
-    let v = row_w[row] - i32(tap % KW * DILATION_W);
-    let oh = u32(h) / STRIDE_H;
-    let ow = u32(v) / STRIDE_W;
-    if h < 0 || v < 0 || oh * STRIDE_H != u32(h) || ow * STRIDE_W != u32(v) || oh / 2u >= PH || ow / 2u >= PW {
+    // A place before the first window is a huge one when unsigned.
+    let tap = select(k, k0, ONE_TAP) / FILTERS;
+    let h = u32(row_h[row] - i32(tap / KW * DILATION_H));
+    let v = u32(row_w[row] - i32(tap % KW * DILATION_W));
+    if h >= 2u * PH * STRIDE_H || v >= 2u * PW * STRIDE_W || h % STRIDE_H != 0u || v % STRIDE_W != 0u {
         return vec4<f32>();
     }
-    return gradient(((row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + k % FILTERS) / 4u, oh % 2u * 2u + ow % 2u);
+    let oh = h / STRIDE_H;
+    let ow = v / STRIDE_W;
+    let at = (row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + k - tap * FILTERS;
+    return gradient(at / 4u, oh % 2u * 2u + ow % 2u);
 }
 
 fn stage_pixel(four: u32, first: u32, turn: u32, value: vec4<f32>) {
@@ -345,13 +346,15 @@ fn stage_pixel(four: u32, first: u32, turn: u32, value: vec4<f32>) {
     }
 }
 
-// Four terms of the column of dx's right factor that is staged at this turn, from `k` on.
-fn load_w(k: u32, column0: u32, first: u32, turn: u32) -> vec4<f32> {
+// A four of the terms from `k0` on, of the column of dx's right factor that is staged at this turn.
+fn load_w(k0: u32, four: u32, column0: u32, first: u32, turn: u32) -> vec4<f32> {
     let column = first + turn * APART;
+    let k = k0 + 4u * four;
     if turn * APART >= TILE_NX || column >= TILE_NX || k >= KH * KW * FILTERS || column0 + column >= CHANNELS {
         return vec4<f32>();
     }
-    return w[((k / FILTERS * CHANNELS + column0 + column) * FILTERS + k % FILTERS) / 4u];
+    let tap = select(k, k0, ONE_TAP) / FILTERS;
+    return w[((tap * CHANNELS + column0 + column) * FILTERS + k - tap * FILTERS) / 4u];
 }
 
 fn stage_w(four: u32, first: u32, turn: u32, value: vec4<f32>) {
@@ -414,8 +417,8 @@ fn meet_two(owner: u32, part: u32, block: u32, own0: vec4<f32>, own1: vec4<f32>)
 
 // The gradient of the convolution's output at one place of a window, given the four of y.
 fn gradient(i: u32, here: u32) -> vec4<f32> {
-    let there = vec4(place[i]) >> vec4(0u, 8u, 16u, 24u) & vec4(0xffu);
-    return select(dy[i], vec4<f32>(), (there != vec4(here)) | (y[i] <= vec4<f32>()));
+    let differs = (vec4(place[i]) ^ vec4(here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
+    return select(dy[i], vec4<f32>(), (differs != vec4<u32>()) | (y[i] <= vec4<f32>()));
 }
 
 // Four fours.

@@ -47,6 +47,7 @@ override PITCH: u32 = TILE_M + 13u;        // from four terms of all rows to the
 override LEFT: u32 = PITCH * (STEP / 4u);  // fours staged of x, before those of w
 override RIGHT: u32 = TILE_N / 4u * STEP;  // … and of w
 override APART: u32 = LANES / (STEP / 4u); // rows staged of x at a turn
+override ONE_TAP: bool = CHANNELS % STEP == 0u; // whether all terms of a step are of one tap
 override SHARES: u32 = STEP / 4u / PARTS;  // fours of terms that an invocation takes of a step
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
@@ -106,16 +107,15 @@ fn main(
     let first = lane / (STEP / 4u);
     let left = part * SHARES * PITCH + block_row / 4u;
     let right = LEFT + part * SHARES * TILE_N + block_column / 4u;
-    var x_ahead = load_x(4u * four, first, 0u);
-    var x_next = load_x(4u * four, first, 1u);
+    var x_ahead = load_x(0u, four, first, 0u);
+    var x_next = load_x(0u, four, first, 1u);
     var w_ahead = load_w(0u, column0, lane, 0u);
     var w_next = load_w(0u, column0, lane, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        let k = k0 + 4u * four;
         stage_x(four, first, 0u, x_ahead);
         stage_x(four, first, 1u, x_next);
         for (var turn = 2u; turn * APART < TILE_M; turn += 1u) {
-            stage_x(four, first, turn, load_x(k, first, turn));
+            stage_x(four, first, turn, load_x(k0, four, first, turn));
         }
         stage_w(lane, 0u, w_ahead);
         stage_w(lane, 1u, w_next);
@@ -123,8 +123,8 @@ fn main(
             stage_w(lane, turn, load_w(k0, column0, lane, turn));
         }
         workgroupBarrier();
-        x_ahead = load_x(k + STEP, first, 0u);
-        x_next = load_x(k + STEP, first, 1u);
+        x_ahead = load_x(k0 + STEP, four, first, 0u);
+        x_next = load_x(k0 + STEP, four, first, 1u);
         w_ahead = load_w(k0 + STEP, column0, lane, 0u);
         w_next = load_w(k0 + STEP, column0, lane, 1u);
         for (var s = 0u; s < SHARES; s += 1u) {
@@ -182,10 +182,11 @@ fn spot(row: u32) -> u32 {
     return row % 4u * (TILE_M / 4u + 4u) + row / 4u;
 }
 
-// Four terms of the row that is staged at this turn, from `k` on.
-fn load_x(k: u32, first: u32, turn: u32) -> vec4<f32> {
+// A four of the terms from `k0` on, of the row that is staged at this turn.
+fn load_x(k0: u32, four: u32, first: u32, turn: u32) -> vec4<f32> {
     let row = first + turn * APART;
-    let tap = k / CHANNELS;
+    let k = k0 + 4u * four;
+    let tap = select(k, k0, ONE_TAP) / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H);
     let tap_w = i32(tap % KW * DILATION_W);
     if turn * APART >= TILE_M || row >= TILE_M || k >= KH * KW * CHANNELS {
@@ -195,7 +196,7 @@ fn load_x(k: u32, first: u32, turn: u32) -> vec4<f32> {
     if u32(row_h[row] + tap_h) >= H || u32(row_w[row] + tap_w) >= W {
         return vec4<f32>();
     }
-    let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k % CHANNELS);
+    let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k - tap * CHANNELS);
     return vec4<f32>(x[u32(row_at[row] + offset) / 4u]);
 }
 

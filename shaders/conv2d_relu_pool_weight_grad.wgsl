@@ -10,12 +10,15 @@
 //
 // g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was and ReLU let it through,
 // 0 elsewhere, and found so while it is staged. The N·PH·PW pixels of y are cut into SLICES equal runs; another kernel adds
-// the slices. Each is a matrix product that never stores its left factor: rows are KH·KW·CHANNELS in the order of w, K runs
-// over the four places of the slice's pixels, columns are the FILTERS. One workgroup computes a TILE_M×TILE_N tile of a slice,
-// one invocation a BLOCK_M×BLOCK_N block of it. Per step along K the workgroup stages STEP×TILE_M of x and STEP×TILE_N of g;
-// padding and what lies past an edge is staged as zero. The workgroups of a slice's first rows add up db too.
+// the slices. Each is a matrix product that never stores its left factor: rows are KH·KW·CHANNELS in the order of w, and one more, of
+// ones, for db; K runs over the four places of the slice's pixels, columns are the FILTERS.
 //
-// Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, those of a slice together.
+// One workgroup computes a TILE_M×TILE_N tile of a slice, PARTS invocations a block of it. A step along K is STEP/4 windows. An
+// invocation stages one row's pixels of a window as a four of terms, and four filters of a window as four terms of four columns; its first
+// two windows of x, and its first of g, are loaded a step ahead. Padding and what lies past an edge is staged as zero. Each part takes its
+// share of every step's windows, and their sums meet at the end, in order.
+//
+// Dispatch: SLICES · ceil((KH·KW·CHANNELS + 1) / TILE_M) · ceil(FILTERS / TILE_N) workgroups, those of a slice together.
 // CPU twin: `Conv2dReluPoolWeightGrad::reference` in src/ops/conv2d/relu_pool/grad.rs.
 
 // What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
@@ -38,26 +41,40 @@ override PAD_W: u32;    // columns of padding on the left
 override CHANNELS: u32; // of x
 override FILTERS: u32;  // channels of y
 override SLICES: u32;
-override TILE_M: u32;   // rows of a workgroup's tile
+override TILE_M: u32;   // rows of a workgroup's tile, of which LANES is a multiple
 override TILE_N: u32;   // and its columns
 override STEP: u32;     // elements of K staged at a time
-override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
-override BLOCK_N: u32;  // and its columns, 4 or 8
-override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8: then they are two fours, half a tile apart
+override BLOCK_N: u32;  // and its columns, likewise
+override PARTS: u32;    // STEP is a multiple of four times as many
+override SIDE: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N); // invocations of a part
+override LANES: u32 = SIDE * PARTS;
+override WINDOWS: u32 = STEP / 4u;         // of a step
+override PITCH: u32 = TILE_M + 6u;         // from a window of all rows to the next window
+override LEFT: u32 = PITCH * WINDOWS;      // fours staged of x, before those of g
+override RIGHT: u32 = TILE_N / 4u * STEP;  // … and of g
+override APART: u32 = LANES / TILE_M;      // windows staged of x at a turn
+override SHARES: u32 = WINDOWS / PARTS;    // windows that an invocation takes of a step
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
-@group(0) @binding(1) var<storage, read> dy: array<DY>;
-@group(0) @binding(2) var<storage, read> y: array<Y>;
+@group(0) @binding(1) var<storage, read> dy: array<vec4<DY>>;
+@group(0) @binding(2) var<storage, read> y: array<vec4<Y>>;
 @group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
-@group(0) @binding(4) var<storage, read_write> dw: array<f32>;
-@group(0) @binding(5) var<storage, read_write> db: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dw: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> db: array<vec4<f32>>;
 struct Call {
     batch: u32,
 }
 var<immediate> call: Call;
 
-var<workgroup> x_tile: array<f32, TILE_M * STEP>;  // [k][row]
-var<workgroup> g_tile: array<f32, TILE_N * STEP>; // [k][column]
+// Of x, fours of terms: [window][row], in the order of `spot`. Of g, fours of columns: [term][column]. In the end, the parts' sums.
+var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
+
+// Four filters of a window: what comes back to it, and its maxima's places.
+struct Returned {
+    gradient: vec4<f32>,
+    place: u32,
+}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -65,8 +82,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let rows = KH * KW * CHANNELS;
-    let tiles_m = (rows + TILE_M - 1u) / TILE_M;
+    let tiles_m = (KH * KW * CHANNELS + TILE_M) / TILE_M;
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
     let slice = tile / (tiles_m * tiles_n);
@@ -75,121 +91,208 @@ fn main(
     }
     let row0 = tile / tiles_n % tiles_m * TILE_M;
     let column0 = tile % tiles_n * TILE_N;
-    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
-    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
+    let part = lane / SIDE;
+    let block = lane % SIDE;
+    let block_row = block / (TILE_N / BLOCK_N) * 4u;
+    let block_column = block % (TILE_N / BLOCK_N) * 4u;
 
     let pixels = call.batch * PH * PW;
     let run = (pixels + SLICES - 1u) / SLICES;
-    let first = min(slice * run, pixels) * 4u;
-    let end = min(first + run * 4u, pixels * 4u);
+    let begin = min(slice * run, pixels);
+    let end = min(begin + run, pixels);
 
-    // An invocation stays at one row of x_tile, so at one tap and channel; its neighbours are at the neighbouring channels.
-    let row = row0 + lane % TILE_M;
-    let tap = row / CHANNELS;
-    let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
-    let tap_w = i32(tap % KW * DILATION_W) - i32(PAD_W);
-    let channel = row % CHANNELS;
-
-    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    // The block's quarters, or what it has of them: s01 is half a tile right of s00, and s10 below. A matrix's column is a row.
     var s00 = mat4x4<f32>();
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
-    var bias = 0.0;
-    for (var k0 = first; k0 < end; k0 += STEP) {
-        for (var i = lane; i < TILE_M * STEP; i += LANES) {
-            let k = k0 + i / TILE_M;
-            // A negative place is a huge one when unsigned.
-            let pixel = k / 4u;
-            let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
-            let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
-            var value = 0.0;
-            if k < end && row < rows && h < H && v < W {
-                value = f32(x[((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + channel]);
-            }
-            x_tile[i] = value;
+    // An invocation stays at one row, so at one tap and channel; its neighbours are at the neighbouring channels.
+    let row = row0 + lane % TILE_M;
+    let first = lane / TILE_M;
+    let left = part * SHARES * PITCH + block_row / 4u;
+    let right = LEFT + part * SHARES * TILE_N + block_column / 4u;
+    var x_ahead = load_x(begin, end, row, first, 0u);
+    var x_next = load_x(begin, end, row, first, 1u);
+    var g_ahead = load_g(begin, end, column0, lane, 0u);
+    for (var window0 = begin; window0 < end; window0 += WINDOWS) {
+        stage_x(lane, 0u, x_ahead);
+        stage_x(lane, 1u, x_next);
+        for (var turn = 2u; turn * APART < WINDOWS; turn += 1u) {
+            stage_x(lane, turn, load_x(window0, end, row, first, turn));
         }
-        for (var i = lane; i < TILE_N * STEP; i += LANES) {
-            let k = k0 + i / TILE_N;
-            let column = column0 + i % TILE_N;
-            var value = 0.0;
-            if k < end && column < FILTERS {
-                value = gradient(k / 4u * FILTERS + column, k % 4u);
-            }
-            g_tile[i] = value;
+        stage_g(lane, 0u, g_ahead);
+        for (var turn = 1u; turn * LANES < TILE_N / 4u * WINDOWS; turn += 1u) {
+            stage_g(lane, turn, load_g(window0, end, column0, lane, turn));
         }
         workgroupBarrier();
-        for (var s = 0u; s < STEP; s += 1u) {
-            let i = s * TILE_M + block_row;
-            let j = s * TILE_N + block_column;
-            let rows0 = x_quad(i);
-            let columns0 = g_quad(j);
-            s00 += outer(rows0, columns0);
-            var columns1 = vec4<f32>();
+        x_ahead = load_x(window0 + WINDOWS, end, row, first, 0u);
+        x_next = load_x(window0 + WINDOWS, end, row, first, 1u);
+        g_ahead = load_g(window0 + WINDOWS, end, column0, lane, 0u);
+        for (var s = 0u; s < SHARES; s += 1u) {
+            let i = left + s * PITCH;
+            let j = right + s * TILE_N;
+            let rows0 = terms_of_rows(i);
+            let columns0 = columns_of_terms(j);
+            s00 = added(s00, rows0, columns0);
+            var columns1 = mat4x4<f32>();
             if BLOCK_N == 8u {
-                columns1 = g_quad(j + 4u);
-                s01 += outer(rows0, columns1);
+                columns1 = columns_of_terms(j + TILE_N / 8u);
+                s01 = added(s01, rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = x_quad(i + 4u);
-                s10 += outer(rows1, columns0);
+                let rows1 = terms_of_rows(i + TILE_M / 8u);
+                s10 = added(s10, rows1, columns0);
                 if BLOCK_N == 8u {
-                    s11 += outer(rows1, columns1);
+                    s11 = added(s11, rows1, columns1);
                 }
             }
         }
-        if row0 == 0u && lane < TILE_N {
-            for (var s = 0u; s < STEP; s += 1u) {
-                bias += g_tile[s * TILE_N + lane];
-            }
-        }
         workgroupBarrier();
-    }
-    if row0 == 0u && lane < TILE_N && column0 + lane < FILTERS {
-        db[slice * FILTERS + column0 + lane] = bias;
     }
     let first_row = row0 + block_row;
     let column = column0 + block_column;
-    store(slice, first_row, rows, column, s00);
+    store(0u, part, block, slice, first_row, column, s00);
     if BLOCK_N == 8u {
-        store(slice, first_row, rows, column + 4u, s01);
+        store(1u, part, block, slice, first_row, column + TILE_N / 2u, s01);
     }
     if BLOCK_M == 8u {
-        store(slice, first_row + 4u, rows, column, s10);
+        store(2u, part, block, slice, first_row + TILE_M / 2u, column, s10);
         if BLOCK_N == 8u {
-            store(slice, first_row + 4u, rows, column + 4u, s11);
+            store(3u, part, block, slice, first_row + TILE_M / 2u, column + TILE_N / 2u, s11);
         }
     }
 }
 
-fn store(slice: u32, row: u32, rows: u32, column: u32, s: mat4x4<f32>) {
-    store_row(slice, row, rows, column, s[0]);
-    store_row(slice, row + 1u, rows, column, s[1]);
-    store_row(slice, row + 2u, rows, column, s[2]);
-    store_row(slice, row + 3u, rows, column, s[3]);
+// A row's pixels of the window that is staged at this turn, of those from `window0` on: a four of terms.
+fn load_x(window0: u32, end: u32, row: u32, first: u32, turn: u32) -> vec4<f32> {
+    let step = first + turn * APART;
+    let window = window0 + step;
+    if turn * APART >= WINDOWS || step >= WINDOWS || window >= end || row > KH * KW * CHANNELS {
+        return vec4<f32>();
+    }
+    if row == KH * KW * CHANNELS {
+        return vec4(1.0);
+    }
+    let tap = row / CHANNELS;
+    let h = i32(window / PW % PH * 2u * STRIDE_H + tap / KW * DILATION_H) - i32(PAD_H);
+    let v = i32(window % PW * 2u * STRIDE_W + tap % KW * DILATION_W) - i32(PAD_W);
+    let at = (i32(window / (PH * PW) * H) + h) * i32(W) + v;
+    let down = i32(STRIDE_H * W);
+    let right = i32(STRIDE_W);
+    // A negative place is a huge one when unsigned.
+    let upper = u32(h) < H;
+    let lower = u32(h + i32(STRIDE_H)) < H;
+    let west = u32(v) < W;
+    let east = u32(v + right) < W;
+    let c = row % CHANNELS;
+    return vec4(
+        load(at, c, upper && west),
+        load(at + right, c, upper && east),
+        load(at + down, c, lower && west),
+        load(at + down + right, c, lower && east),
+    );
 }
 
-fn store_row(slice: u32, row: u32, rows: u32, column: u32, values: vec4<f32>) {
-    if row >= rows {
+fn load(pixel: i32, channel: u32, there: bool) -> f32 {
+    if !there {
+        return 0.0;
+    }
+    return f32(x[u32(pixel) * CHANNELS + channel]);
+}
+
+fn stage_x(lane: u32, turn: u32, value: vec4<f32>) {
+    let step = lane / TILE_M + turn * APART;
+    if turn * APART < WINDOWS && step < WINDOWS {
+        staged[step * PITCH + spot(lane % TILE_M)] = value;
+    }
+}
+
+// Four filters of the window that is staged at this turn, of those from `window0` on.
+fn load_g(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
+    let i = lane + turn * LANES;
+    let window = window0 + i / (TILE_N / 4u);
+    let column = column0 + i % (TILE_N / 4u) * 4u;
+    if i >= TILE_N / 4u * WINDOWS || window >= end || column >= FILTERS {
+        return Returned(vec4<f32>(), 0u);
+    }
+    let at = (window * FILTERS + column) / 4u;
+    return Returned(select(vec4<f32>(dy[at]), vec4<f32>(), y[at] <= vec4<Y>()), place[at]);
+}
+
+fn stage_g(lane: u32, turn: u32, value: Returned) {
+    let i = lane + turn * LANES;
+    if i >= TILE_N / 4u * WINDOWS {
         return;
     }
-    for (var i = 0u; i < 4u && column + i < FILTERS; i += 1u) {
-        dw[(slice * rows + row) * FILTERS + column + i] = values[i];
+    let at = LEFT + i / (TILE_N / 4u) * TILE_N + i % (TILE_N / 4u);
+    for (var here = 0u; here < 4u; here += 1u) {
+        let differs = (vec4(value.place) ^ vec4(here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
+        staged[at + here * (TILE_N / 4u)] = select(value.gradient, vec4<f32>(), differs != vec4<u32>());
     }
 }
 
-// The gradient of the convolution's output at one place of a window, given the element of y.
-fn gradient(i: u32, here: u32) -> f32 {
-    let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+// Where a row's four is staged: what the invocations of a subgroup read at a time lies side by side, and what they stage at a time in
+// different banks.
+fn spot(row: u32) -> u32 {
+    return row % 4u * (TILE_M / 4u + 2u) + row / 4u;
 }
 
-fn x_quad(i: u32) -> vec4<f32> {
-    return vec4(x_tile[i], x_tile[i + 1u], x_tile[i + 2u], x_tile[i + 3u]);
+// Sums the parts' quarters and stores the rows of the result; of each quarter another part does so.
+fn store(quarter: u32, part: u32, block: u32, slice: u32, row: u32, column: u32, own: mat4x4<f32>) {
+    let owner = (PARTS / 2u + quarter) % PARTS;
+    var s = own;
+    if PARTS > 1u {
+        let upper = meet(part, owner, block, own[0], own[1]);
+        let lower = meet(part, owner, block, own[2], own[3]);
+        s = mat4x4(upper[0], upper[1], lower[0], lower[1]);
+    }
+    if part != owner || column >= FILTERS {
+        return;
+    }
+    let rows = KH * KW * CHANNELS;
+    for (var i = 0u; i < 4u; i += 1u) {
+        if row + i < rows {
+            dw[((slice * rows + row + i) * FILTERS + column) / 4u] = s[i];
+        } else if row + i == rows {
+            db[(slice * FILTERS + column) / 4u] = s[i];
+        }
+    }
 }
 
-fn g_quad(i: u32) -> vec4<f32> {
-    return vec4(g_tile[i], g_tile[i + 1u], g_tile[i + 2u], g_tile[i + 3u]);
+// The sums of all parts, the others' in order and the owner's own last, for the owner.
+fn meet(part: u32, owner: u32, block: u32, own0: vec4<f32>, own1: vec4<f32>) -> mat2x4<f32> {
+    if part != owner {
+        let at = select(part - 1u, part, part < owner) * 2u * SIDE + block;
+        staged[at] = own0;
+        staged[at + SIDE] = own1;
+    }
+    workgroupBarrier();
+    var sum = mat2x4<f32>();
+    for (var i = 0u; part == owner && i + 1u < PARTS; i += 1u) {
+        sum += mat2x4(staged[2u * i * SIDE + block], staged[(2u * i + 1u) * SIDE + block]);
+    }
+    workgroupBarrier();
+    return sum + mat2x4(own0, own1);
+}
+
+// Four terms of four rows, a column for each term.
+fn terms_of_rows(i: u32) -> mat4x4<f32> {
+    let apart = TILE_M / 4u + 2u;
+    return transpose(mat4x4(staged[i], staged[i + apart], staged[i + 2u * apart], staged[i + 3u * apart]));
+}
+
+// Four columns of four terms, likewise.
+fn columns_of_terms(j: u32) -> mat4x4<f32> {
+    let apart = TILE_N / 4u;
+    return mat4x4(staged[j], staged[j + apart], staged[j + 2u * apart], staged[j + 3u * apart]);
+}
+
+// `s` and four terms, one after another.
+fn added(s: mat4x4<f32>, rows: mat4x4<f32>, columns: mat4x4<f32>) -> mat4x4<f32> {
+    var sum = s + outer(rows[0], columns[0]);
+    sum += outer(rows[1], columns[1]);
+    sum += outer(rows[2], columns[2]);
+    return sum + outer(rows[3], columns[3]);
 }
 
 // Each row times each column; a column of the matrix is a row.

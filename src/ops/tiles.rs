@@ -83,6 +83,11 @@ impl Tiles {
         if workgroups < FEW { DEEP } else { EVEN }
     }
 
+    /// The usual ones for a kernel that can have parts, and whose sums are cut into as many as it takes, of so many rows.
+    pub(crate) fn usual_of_rows(rows: usize) -> Self {
+        if rows <= DEEP.tile[0] { DEEP } else { EVEN }
+    }
+
     /// Those worth a try for so many columns beside `usual`: none that is twice as wide as the result, nor the narrowest for a wide one.
     fn others(usual: Self, columns: usize) -> impl Iterator<Item = Self> {
         let fits = move |width: usize| width < 2 * columns.max(17) && (width > 16 || columns <= 16);
@@ -144,6 +149,11 @@ impl Tiles {
         self.parts > 1 || (self.step == 16 && self.block != [8, 8] && self.tile[0] >= 64)
     }
 
+    /// For kernels that can have parts and in which an invocation stages one row, again and again.
+    pub(crate) fn in_parts_of_one_row_each(self) -> bool {
+        self.in_parts() && self.lanes().is_multiple_of(self.tile[0])
+    }
+
     /// For kernels in which any invocation can stage any row.
     pub(crate) fn any(self) -> bool {
         self.parts == 1
@@ -193,7 +203,7 @@ mod tests {
     #[test]
     fn some_tiles_are_worth_a_try_for_any_columns_and_none_has_too_many() {
         for columns in [1, 10, 32, 33, 64, 128, 512] {
-            for legal in [Tiles::any, Tiles::one_row_each, Tiles::in_parts] {
+            for legal in [Tiles::any, Tiles::one_row_each, Tiles::in_parts, Tiles::in_parts_of_one_row_each] {
                 let count = Tiles::others(Tiles::usual(columns), columns).filter(|&tiles| legal(tiles)).count();
                 assert!((4..=17).contains(&count), "{count} for {columns} columns");
             }

@@ -50,7 +50,7 @@ fn blocks() -> Vec<Target> {
         target(
             example(dw, &[x, y, y, place], 3),
             &[
-                ["the next gradient", "select(f32(dy[i]),", "select(f32(dy[i + 1u]),"],
+                ["the next gradients", "vec4<f32>(dy[at])", "vec4<f32>(dy[at + 1u])"],
                 ["the next channel", "* CHANNELS + channel]);", "* CHANNELS + channel + 1u]);"],
             ],
         ),

@@ -38,10 +38,10 @@ impl Conv2dReluPoolGrad {
     fn tiled(&self, inputs: &[TensorType], [of_weight, of_input]: [Tiles; 2]) -> Launch {
         let block = self.block(inputs);
         let kernel = kernel!("conv2d_relu_pool_grad");
-        let Launch { mut constants, workgroups: first, .. } = block.launch_slices(kernel, self.slices, of_weight);
+        let Launch { mut constants, workgroups: first, .. } = block.launch_slices(kernel, self.slices, block.conv.depth(), of_weight);
         let rest = block.launch_over_input(kernel, of_input).workgroups;
         let [rows, columns] = of_input.tile;
-        constants.extend([("TILE_MX", rows), ("TILE_NX", columns), ("PARTS", of_input.parts)].map(|(name, value)| (name, value as f64)));
+        constants.extend([("TILE_MX", rows), ("TILE_NX", columns)].map(|(name, value)| (name, value as f64)));
         let fixed = first.count(0).div_ceil(rest.times) * rest.tile;
         Launch { kernel, constants, workgroups: Workgroups { fixed, ..rest } }
     }

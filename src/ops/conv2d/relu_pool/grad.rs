@@ -186,6 +186,15 @@ impl Conv2dReluPoolWeightGrad {
         Self::stored(kernel!("conv2d_relu_pool_weight_grad"), inputs)
     }
 
+    /// The launch of the tiled kernel, which has one row more than dw: db.
+    fn tiled(&self, block: &Block, inputs: &[TensorType], tiles: Tiles) -> Launch {
+        block.launch_slices(self.kernel(inputs), self.slices, block.conv.depth() + 1, tiles)
+    }
+
+    fn usual(block: &Block) -> Tiles {
+        Tiles::usual_of_rows(block.conv.depth() + 1)
+    }
+
     /// The launch of the kernel of cooperative matrices.
     fn launch_matrices(&self, block: &Block, inputs: &[TensorType], tiles: MatrixTiles) -> Launch {
         let kernel = Self::stored(sized(kernel!("conv2d_relu_pool_weight_grad_cooperative"), tiles.matrices.edge), inputs);
@@ -256,15 +265,15 @@ impl Rules for Conv2dReluPoolWeightGrad {
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
         let block = self.known(inputs);
-        block.launch_slices(self.kernel(inputs), self.slices, Tiles::usual(block.conv.filters))
+        self.tiled(&block, inputs, Self::usual(&block))
     }
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let (columns, launch) = (block.conv.filters, |tiles| block.launch_slices(self.kernel(inputs), self.slices, tiles));
+        let (columns, launch) = (block.conv.filters, |tiles| self.tiled(&block, inputs, tiles));
         let matrices = |tiles| self.launch_matrices(&block, inputs, tiles);
         let mut all = MatrixTiles::variants(&inputs[..3].iter().map(|ty| ty.dtype).collect::<Vec<_>>(), columns, matrices);
-        all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::one_row_each, launch));
+        all.extend(Tiles::variants(Self::usual(&block), columns, Tiles::in_parts_of_one_row_each, launch));
         all
     }
 

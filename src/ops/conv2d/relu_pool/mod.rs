@@ -104,11 +104,12 @@ impl Block {
         Launch { kernel, constants: self.constants(tiles.constants()), workgroups }
     }
 
-    /// The tiled kernel over a weight, once for each slice.
-    fn launch_slices(&self, kernel: Kernel, slices: usize, tiles: Tiles) -> Launch {
+    /// The tiled kernel over so many rows of a weight, once for each slice.
+    fn launch_slices(&self, kernel: Kernel, slices: usize, rows: usize, tiles: Tiles) -> Launch {
         let mut constants = self.constants(tiles.constants());
-        constants.push(("SLICES", slices as f64));
-        Launch { kernel, constants, workgroups: Workgroups::fixed(slices * super::grad::count(&self.conv, tiles)) }
+        constants.extend([("SLICES", slices as f64), ("PARTS", tiles.parts as f64)]);
+        let tiles = rows.div_ceil(tiles.tile[0]) * tiles.across(self.conv.filters);
+        Launch { kernel, constants, workgroups: Workgroups::fixed(slices * tiles) }
     }
 
     /// The launch of a kernel of cooperative matrices that has so many rows an image, and columns.
