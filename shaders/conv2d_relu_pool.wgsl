@@ -9,9 +9,9 @@
 // A matrix product that never stores its left factor, and of its result only what pooling leaves: rows are the places of the
 // N·PH·PW windows, four of a window together, so that each 4×4 quarter of an invocation's block holds a whole window of four
 // filters. K runs over KH·KW·CHANNELS in the order of w, columns are the FILTERS. One workgroup computes a TILE_M×TILE_N tile,
-// one invocation a BLOCK_M×BLOCK_N block of it. Where each row's window of x begins is worked out once, into shared memory;
-// then per step along K the workgroup stages STEP×TILE_M of the windows and STEP×TILE_N of w. Padding and what lies past an
-// edge is staged as zero.
+// one invocation a BLOCK_M×BLOCK_N block of it. Where each window of x begins is worked out once, into shared memory; then per
+// step along K an invocation stages one term of the four places of a window, and one term of four filters of w, the first two of
+// either loaded a step ahead. Padding and what lies past an edge is staged as zero.
 //
 // Dispatch: ceil(4·N·PH·PW / TILE_M) · ceil(FILTERS / TILE_N) workgroups, the tiles of the same rows side by side.
 // CPU twin: `Conv2dReluPool::reference` in src/ops/conv2d/relu_pool/mod.rs.
@@ -37,27 +37,32 @@ override FILTERS: u32;  // channels of y
 override TILE_M: u32;   // rows of a workgroup's tile
 override TILE_N: u32;   // and its columns
 override STEP: u32;     // elements of K staged at a time
-override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8
-override BLOCK_N: u32;  // and its columns, 4 or 8
+override BLOCK_M: u32;  // rows of an invocation's block, 4 or 8: then they are two windows, half a tile apart
+override BLOCK_N: u32;  // and its columns, 4 or 8: two fours, likewise
 override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
+override WINDOWS: u32 = TILE_M / 4u;      // of the tile
+override PITCH: u32 = WINDOWS + 1u;       // from a term of all windows to the next; odd, so that terms lie in different banks
+override LEFT: u32 = PITCH * STEP;        // fours staged of x, before those of w
+override RIGHT: u32 = TILE_N / 4u * STEP; // … and of w
+override APART: u32 = LANES / STEP;       // windows staged at a turn
 
-const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
+const OUTSIDE = 1i << 29u; // a window that sees no pixel begins here
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
-@group(0) @binding(1) var<storage, read> w: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<Y>;
+@group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<Y>>;
 @group(0) @binding(4) var<storage, read_write> place: array<u32>; // four bytes each
 struct Call {
     batch: u32,
 }
 var<immediate> call: Call;
 
-var<workgroup> x_tile: array<f32, (TILE_M + 1u) * STEP>; // [k][row]; the odd pitch spreads a column over the banks
-var<workgroup> w_tile: array<f32, TILE_N * STEP>;        // [k][column]
-var<workgroup> row_h: array<i32, TILE_M>;                // where each row's window begins
-var<workgroup> row_w: array<i32, TILE_M>;
-var<workgroup> row_at: array<i32, TILE_M>;               // … as an index of x, which wraps if it is in the padding
+// Of x, fours of a window's places: [term][window]. Of w, fours of columns: [term][column].
+var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
+var<workgroup> window_h: array<i32, WINDOWS>;  // where each window's first place begins
+var<workgroup> window_w: array<i32, WINDOWS>;
+var<workgroup> window_at: array<i32, WINDOWS>; // … as an index of x, which wraps if it is in the padding
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -65,75 +70,69 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let pitch = TILE_M + 1u;
     let rows = call.batch * PH * PW * 4u;
     let depth = KH * KW * CHANNELS;
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
     let row0 = tile / tiles_n * TILE_M;
     let column0 = tile % tiles_n * TILE_N;
-    let block_row = lane / (TILE_N / BLOCK_N) * BLOCK_M;
-    let block_column = lane % (TILE_N / BLOCK_N) * BLOCK_N;
+    let block_row = lane / (TILE_N / BLOCK_N) * 4u;
+    let block_column = lane % (TILE_N / BLOCK_N) * 4u;
 
-    for (var i = lane; i < TILE_M; i += LANES) {
-        let row = row0 + i;
-        let window = row / 4u;
-        let n = window / (PH * PW);
-        let h = i32((window / PW % PH * 2u + row / 2u % 2u) * STRIDE_H) - i32(PAD_H);
-        let v = i32((window % PW * 2u + row % 2u) * STRIDE_W) - i32(PAD_W);
-        row_h[i] = select(OUTSIDE, h, row < rows);
-        row_w[i] = v;
-        row_at[i] = ((i32(n * H) + h) * i32(W) + v) * i32(CHANNELS);
+    for (var i = lane; i < WINDOWS; i += LANES) {
+        let window = row0 / 4u + i;
+        let h = i32(window / PW % PH * 2u * STRIDE_H) - i32(PAD_H);
+        let v = i32(window % PW * 2u * STRIDE_W) - i32(PAD_W);
+        window_h[i] = select(OUTSIDE, h, window * 4u < rows);
+        window_w[i] = v;
+        window_at[i] = ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS);
     }
     workgroupBarrier();
 
-    // The block's quarters, or what it has of them: s01 is right of s00 and s10 below. A column of the matrix is a row of the block.
+    // The block's quarters, or what it has of them: s01 is half a tile right of s00, and s10 below. A matrix's column is a row.
     var s00 = mat4x4<f32>();
     var s01 = mat4x4<f32>();
     var s10 = mat4x4<f32>();
     var s11 = mat4x4<f32>();
+    // Neighbouring invocations take neighbouring channels of a pixel; an invocation stays at one term of every step.
+    let step = lane % STEP;
+    let first = lane / STEP;
+    var x_ahead = load_x(step, first, 0u);
+    var x_next = load_x(step, first, 1u);
+    var w_ahead = load_w(0u, column0, lane, 0u);
+    var w_next = load_w(0u, column0, lane, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
-        // Neighbouring invocations take neighbouring channels of a pixel; an invocation stays at one k of every step.
-        let step = lane % STEP;
-        let k = k0 + step;
-        let tap = k / CHANNELS;
-        let tap_h = i32(tap / KW * DILATION_H);
-        let tap_w = i32(tap % KW * DILATION_W);
-        let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k % CHANNELS);
-        for (var row = lane / STEP; row < TILE_M; row += LANES / STEP) {
-            // A negative place is a huge one when unsigned.
-            var value = 0.0;
-            if k < depth && u32(row_h[row] + tap_h) < H && u32(row_w[row] + tap_w) < W {
-                value = f32(x[u32(row_at[row] + offset)]);
-            }
-            x_tile[step * pitch + row] = value;
+        stage_x(step, first, 0u, x_ahead);
+        stage_x(step, first, 1u, x_next);
+        for (var turn = 2u; turn * APART < WINDOWS; turn += 1u) {
+            stage_x(step, first, turn, load_x(k0 + step, first, turn));
         }
-        for (var i = lane; i < TILE_N * STEP; i += LANES) {
-            let column = column0 + i % TILE_N;
-            let k_w = k0 + i / TILE_N;
-            var value = 0.0;
-            if k_w < depth && column < FILTERS {
-                value = w[k_w * FILTERS + column];
-            }
-            w_tile[i] = value;
+        stage_w(lane, 0u, w_ahead);
+        stage_w(lane, 1u, w_next);
+        for (var turn = 2u; turn * LANES < RIGHT; turn += 1u) {
+            stage_w(lane, turn, load_w(k0, column0, lane, turn));
         }
         workgroupBarrier();
-        for (var s = 0u; s < STEP; s += 1u) {
-            let i = s * pitch + block_row;
-            let j = s * TILE_N + block_column;
-            let rows0 = x_quad(i);
-            let columns0 = w_quad(j);
-            s00 += outer(rows0, columns0);
-            var columns1 = vec4<f32>();
+        x_ahead = load_x(k0 + STEP + step, first, 0u);
+        x_next = load_x(k0 + STEP + step, first, 1u);
+        w_ahead = load_w(k0 + STEP, column0, lane, 0u);
+        w_next = load_w(k0 + STEP, column0, lane, 1u);
+        for (var s = 0u; s < STEP; s += 4u) {
+            let i = s * PITCH + block_row / 4u;
+            let j = LEFT + s * (TILE_N / 4u) + block_column / 4u;
+            let rows0 = fours(i, PITCH);
+            let columns0 = fours(j, TILE_N / 4u);
+            s00 = added(s00, rows0, columns0);
+            var columns1 = mat4x4<f32>();
             if BLOCK_N == 8u {
-                columns1 = w_quad(j + 4u);
-                s01 += outer(rows0, columns1);
+                columns1 = fours(j + TILE_N / 8u, TILE_N / 4u);
+                s01 = added(s01, rows0, columns1);
             }
             if BLOCK_M == 8u {
-                let rows1 = x_quad(i + 4u);
-                s10 += outer(rows1, columns0);
+                let rows1 = fours(i + WINDOWS / 2u, PITCH);
+                s10 = added(s10, rows1, columns0);
                 if BLOCK_N == 8u {
-                    s11 += outer(rows1, columns1);
+                    s11 = added(s11, rows1, columns1);
                 }
             }
         }
@@ -143,13 +142,70 @@ fn main(
     let column = column0 + block_column;
     pool(row, rows, column, s00);
     if BLOCK_N == 8u {
-        pool(row, rows, column + 4u, s01);
+        pool(row, rows, column + TILE_N / 2u, s01);
     }
     if BLOCK_M == 8u {
-        pool(row + 4u, rows, column, s10);
+        pool(row + TILE_M / 2u, rows, column, s10);
         if BLOCK_N == 8u {
-            pool(row + 4u, rows, column + 4u, s11);
+            pool(row + TILE_M / 2u, rows, column + TILE_N / 2u, s11);
         }
+    }
+}
+
+// A term of the four places of the window that is staged at this turn.
+fn load_x(k: u32, first: u32, turn: u32) -> vec4<f32> {
+    let window = first + turn * APART;
+    if turn * APART >= WINDOWS || window >= WINDOWS || k >= KH * KW * CHANNELS {
+        return vec4<f32>();
+    }
+    let tap = k / CHANNELS;
+    let tap_h = i32(tap / KW * DILATION_H);
+    let tap_w = i32(tap % KW * DILATION_W);
+    let at = window_at[window] + (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k % CHANNELS);
+    let down = i32(STRIDE_H * W * CHANNELS);
+    let right = i32(STRIDE_W * CHANNELS);
+    // A negative place is a huge one when unsigned.
+    let upper = u32(window_h[window] + tap_h) < H;
+    let lower = u32(window_h[window] + tap_h + i32(STRIDE_H)) < H;
+    let west = u32(window_w[window] + tap_w) < W;
+    let east = u32(window_w[window] + tap_w + i32(STRIDE_W)) < W;
+    return vec4(
+        load(at, upper && west),
+        load(at + right, upper && east),
+        load(at + down, lower && west),
+        load(at + down + right, lower && east),
+    );
+}
+
+fn load(at: i32, there: bool) -> f32 {
+    if !there {
+        return 0.0;
+    }
+    return f32(x[u32(at)]);
+}
+
+fn stage_x(step: u32, first: u32, turn: u32, value: vec4<f32>) {
+    let window = first + turn * APART;
+    if turn * APART < WINDOWS && window < WINDOWS {
+        staged[step * PITCH + window] = value;
+    }
+}
+
+// Four columns of the term that is staged at this turn, of the tile of w that begins at `k0` and `column0`.
+fn load_w(k0: u32, column0: u32, lane: u32, turn: u32) -> vec4<f32> {
+    let i = lane + turn * LANES;
+    let k = k0 + i / (TILE_N / 4u);
+    let column = column0 + i % (TILE_N / 4u) * 4u;
+    if turn * LANES >= RIGHT || i >= RIGHT || k >= KH * KW * CHANNELS || column >= FILTERS {
+        return vec4<f32>();
+    }
+    return w[(k * FILTERS + column) / 4u];
+}
+
+fn stage_w(lane: u32, turn: u32, value: vec4<f32>) {
+    let i = lane + turn * LANES;
+    if turn * LANES < RIGHT && i < RIGHT {
+        staged[LEFT + i] = value;
     }
 }
 
@@ -159,7 +215,7 @@ fn pool(row: u32, rows: u32, column: u32, z: mat4x4<f32>) {
         return;
     }
     // Bias and ReLU first: what ties after them is a tie.
-    let bias = vec4(b[column], b[column + 1u], b[column + 2u], b[column + 3u]);
+    let bias = b[column / 4u];
     var best = relu(z[0] + bias);
     var where_ = vec4<u32>();
     let value1 = relu(z[1] + bias);
@@ -175,12 +231,9 @@ fn pool(row: u32, rows: u32, column: u32, z: mat4x4<f32>) {
     best = select(best, value3, better3);
     where_ = select(where_, vec4(3u), better3);
 
-    let at = row / 4u * FILTERS + column;
-    y[at] = Y(best.x);
-    y[at + 1u] = Y(best.y);
-    y[at + 2u] = Y(best.z);
-    y[at + 3u] = Y(best.w);
-    place[at / 4u] = where_.x | where_.y << 8u | where_.z << 16u | where_.w << 24u;
+    let at = (row / 4u * FILTERS + column) / 4u;
+    y[at] = vec4<Y>(best);
+    place[at] = where_.x | where_.y << 8u | where_.z << 16u | where_.w << 24u;
 }
 
 // A NaN stays one.
@@ -197,12 +250,17 @@ fn is_nan(v: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(v) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
 }
 
-fn x_quad(i: u32) -> vec4<f32> {
-    return vec4(x_tile[i], x_tile[i + 1u], x_tile[i + 2u], x_tile[i + 3u]);
+// Four fours.
+fn fours(i: u32, apart: u32) -> mat4x4<f32> {
+    return mat4x4(staged[i], staged[i + apart], staged[i + 2u * apart], staged[i + 3u * apart]);
 }
 
-fn w_quad(i: u32) -> vec4<f32> {
-    return vec4(w_tile[i], w_tile[i + 1u], w_tile[i + 2u], w_tile[i + 3u]);
+// `s` and four terms, one after another.
+fn added(s: mat4x4<f32>, rows: mat4x4<f32>, columns: mat4x4<f32>) -> mat4x4<f32> {
+    var sum = s + outer(rows[0], columns[0]);
+    sum += outer(rows[1], columns[1]);
+    sum += outer(rows[2], columns[2]);
+    return sum + outer(rows[3], columns[3]);
 }
 
 // Each row times each column; a column of the matrix is a row.

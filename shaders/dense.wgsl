@@ -64,9 +64,9 @@ fn main(
             tiles[PLANE + i / TILE * PITCH + i % TILE] = load_w(k0 + i / TILE, column0 + i % TILE);
         }
         workgroupBarrier();
-        for (var s = part * (STEP / PARTS); s < (part + 1u) * (STEP / PARTS); s += 1u) {
-            let i = s * PITCH + block_row;
-            let j = PLANE + s * PITCH + block_column;
+        for (var s = 0u; s < STEP / PARTS; s += 1u) {
+            let i = (part * (STEP / PARTS) + s) * PITCH + block_row;
+            let j = PLANE + (part * (STEP / PARTS) + s) * PITCH + block_column;
             let right = vec4(tiles[j], tiles[j + 1u], tiles[j + 2u], tiles[j + 3u]);
             sum0 += tiles[i] * right;
             sum1 += tiles[i + 1u] * right;

@@ -8,7 +8,7 @@ use super::{Fault, Target, target};
 
 /// The same product is in all kernels of dense layers.
 pub(super) const PRODUCT: [Fault; 3] = [
-    ["a part's terms counted twice", "s < (part + 1u) * (STEP / PARTS)", "s <= (part + 1u) * (STEP / PARTS)"],
+    ["a part's terms counted twice", "s < STEP / PARTS;", "s <= STEP / PARTS;"],
     ["the tree's last round left out", "half > 0u", "half > 1u"],
     ["only the last step", "sum2 += tiles[i", "sum2 = tiles[i"],
 ];

@@ -31,12 +31,8 @@ fn blocks() -> Vec<Target> {
         target(
             example(block, &[x, w, b], 3),
             &[
-                ["the third filter for the fourth", "y[at + 3u] = Y(best.w);", "y[at + 3u] = Y(best.z);"],
-                [
-                    "summed in what is stored",
-                    "value = f32(x[u32(row_at[row] + offset)]);",
-                    "value = f32(X(0.01) * x[u32(row_at[row] + offset)]);",
-                ],
+                ["places of the next filters", "place[at] = where_.x |", "place[at] = where_.y |"],
+                ["summed in what is stored", "return f32(x[u32(at)]);", "return f32(X(0.01) * x[u32(at)]);"],
             ],
         ),
         target(

@@ -47,6 +47,19 @@ pub(crate) fn targets() -> Vec<Target> {
                 ["windows of a workgroup's later rows not set", "i < TILE_M; i += LANES", "i < 32u; i += LANES"],
             ],
         ),
+        eights(
+            Conv2dReluPool { conv, output: DType::F32 },
+            &[batched(&[12, 9, 5]), fixed(&[3, 2, 5, 68]), b],
+            3,
+            &[
+                right,
+                lower_added,
+                stored("column + TILE_N / 2u, s11)", "column, s11)"),
+                ["the second pixels of this step again", "load_x(k0 + STEP + step, first, 1u)", "load_x(k0 + step, first, 1u)"],
+                ["a turn left out", "var turn = 2u; turn * APART", "var turn = 3u; turn * APART"],
+                ["later windows not set", "i < WINDOWS; i += LANES", "i < 8u; i += LANES"],
+            ],
+        ),
         eights(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: DType::F32 }, &[pooled, pooled, place, w], 3, &[right, lower]),
         target(
             example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 5 }, &[x, pooled, pooled, place], 3),
