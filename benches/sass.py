@@ -7,13 +7,14 @@ Each kernel, with the constants of its launch, goes from WGSL to HLSL (naga, `ca
 (NVRTC), all unpacked from Python packages into target/sass. The driver's own compiler for Vulkan is another, so this shows what a kernel
 asks for, not what it will take. A line for each kernel: workgroups of a step at batch 64; registers and spilled bytes of an invocation, shared
 bytes of a workgroup; then of the loop with the most multiply-adds its instructions, how many are multiply-adds (FFMA), loads from
-shared memory (LDS) and global memory (LDG), and the instructions of the loop around it, its own once.
+shared memory (LDS) and global memory (LDG), and the instructions of the loop around it, its own once. A kernel of two products has two lines.
 """
 
 import argparse, collections, ctypes, glob, os, re, subprocess, sys, zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORK = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "sass")
+FORM = "{:<34}" + "{:>8}" * 9
 PACKAGES = ["slangtorch==1.3.22", "nvidia-cuda-nvrtc-cu12==12.9.86", "triton==3.9.0"]  # triton for its cuobjdump
 
 
@@ -81,17 +82,17 @@ def report(name, workgroups, usage, sass):
     registers, shared, spilled = (int(re.search(key + r":(\d+)", usage).group(1)) for key in ("REG", "SHARED", "LOCAL"))
     found, names = loops(sass)
     count = lambda loop: collections.Counter(names[loop[0]:loop[1] + 1])
-    row = [name, workgroups, registers, spilled, shared]
-    if found:
-        inner = min(found, key=lambda loop: (-count(loop)["FFMA"], loop[1] - loop[0]))
-        inner = min((loop for loop in found if inner[0] <= loop[0] and loop[1] <= inner[1] and 2 * count(loop)["FFMA"] > count(inner)["FFMA"]),
-                    key=lambda loop: loop[1] - loop[0], default=inner)
-        around = min((loop for loop in found if loop[0] < inner[0] and inner[1] < loop[1]), key=lambda loop: loop[1] - loop[0], default=None)
-        counts = count(inner)
-        row += [inner[1] - inner[0] + 1, counts["FFMA"], counts["LDS"], counts["LDG"], around[1] - around[0] + 1 if around else "-"]
-    else:
-        row += ["-"] * 5
-    print(("{:<34}" + "{:>8}" * 9).format(*row))
+    inside = lambda loop, other: loop != other and other[0] <= loop[0] and loop[1] <= other[1]
+    most = max((count(loop)["FFMA"] for loop in found), default=0)
+    # What is multiplied in a loop within one is that one's too.
+    main = [loop for loop in found if 0 < most <= 2 * count(loop)["FFMA"]]
+    rows = []
+    for loop in (loop for loop in main if not any(inside(other, loop) for other in main)):
+        around = min((other for other in found if inside(loop, other)), key=lambda other: other[1] - other[0], default=None)
+        counts = count(loop)
+        rows.append([loop[1] - loop[0] + 1, counts["FFMA"], counts["LDS"], counts["LDG"], around[1] - around[0] + 1 if around else "-"])
+    for row in rows or [["-"] * 5]:
+        print(FORM.format(name, workgroups, registers, spilled, shared, *row))
 
 
 def main():
@@ -103,7 +104,7 @@ def main():
     os.makedirs(arguments.keep, exist_ok=True)
     listed = subprocess.run(["cargo", "bench", "--quiet", "--bench", "hlsl", "--", os.path.abspath(arguments.keep)], check=True, cwd=ROOT, text=True,
                             stdout=subprocess.PIPE).stdout
-    print(("{:<34}" + "{:>8}" * 9).format("kernel", "groups", "regs", "spilled", "shared", "loop", "FFMA", "LDS", "LDG", "around"))
+    print(FORM.format("kernel", "groups", "regs", "spilled", "shared", "loop", "FFMA", "LDS", "LDG", "around"))
     for line in listed.splitlines():
         file, _, workgroups = line.split("\t")
         stem = os.path.join(arguments.keep, file.removesuffix(".hlsl"))

@@ -106,7 +106,7 @@ fn load_x(image0: u32, i: u32) -> f32 {
     return f32(x[image0 * FEATURES + i]);
 }
 
-// The hidden layer. The parts take the features in turn, four of their own at a time while there are as many.
+// The hidden layer. The parts take the features in turn, eight of their own at a time while there are as many.
 fn hide(lane: u32) {
     let across = UNITS / 4u;
     let parts = LANES / across;
@@ -117,18 +117,28 @@ fn hide(lane: u32) {
     var sum3 = vec4<f32>();
     if lane < parts * across {
         var k = lane / across;
-        for (; k + 3u * parts < FEATURES; k += 4u * parts) {
-            let here = w1[k * across + quad];
-            let next = w1[(k + parts) * across + quad];
-            let third = w1[(k + 2u * parts) * across + quad];
-            let last = w1[(k + 3u * parts) * across + quad];
-            sum0 += four(k, parts, here, next, third, last);
+        for (; k + 7u * parts < FEATURES; k += 8u * parts) {
+            // All eight are asked for before the first is needed.
+            let w_0 = w1[k * across + quad];
+            let w_1 = w1[(k + parts) * across + quad];
+            let w_2 = w1[(k + 2u * parts) * across + quad];
+            let w_3 = w1[(k + 3u * parts) * across + quad];
+            let w_4 = w1[(k + 4u * parts) * across + quad];
+            let w_5 = w1[(k + 5u * parts) * across + quad];
+            let w_6 = w1[(k + 6u * parts) * across + quad];
+            let w_7 = w1[(k + 7u * parts) * across + quad];
+            let later = k + 4u * parts;
+            sum0 = four(sum0, k, parts, w_0, w_1, w_2, w_3);
+            sum0 = four(sum0, later, parts, w_4, w_5, w_6, w_7);
             if ROWS > 1u {
-                sum1 += four(FEATURES + k, parts, here, next, third, last);
+                sum1 = four(sum1, FEATURES + k, parts, w_0, w_1, w_2, w_3);
+                sum1 = four(sum1, FEATURES + later, parts, w_4, w_5, w_6, w_7);
             }
             if ROWS > 2u {
-                sum2 += four(2u * FEATURES + k, parts, here, next, third, last);
-                sum3 += four(3u * FEATURES + k, parts, here, next, third, last);
+                sum2 = four(sum2, 2u * FEATURES + k, parts, w_0, w_1, w_2, w_3);
+                sum2 = four(sum2, 2u * FEATURES + later, parts, w_4, w_5, w_6, w_7);
+                sum3 = four(sum3, 3u * FEATURES + k, parts, w_0, w_1, w_2, w_3);
+                sum3 = four(sum3, 3u * FEATURES + later, parts, w_4, w_5, w_6, w_7);
             }
         }
         for (; k < FEATURES; k += parts) {
@@ -153,10 +163,12 @@ fn hide(lane: u32) {
     }
 }
 
-// An image's products with four features' weights, the first of which is the feature at `k`.
-fn four(k: u32, parts: u32, here: vec4<f32>, next: vec4<f32>, third: vec4<f32>, last: vec4<f32>) -> vec4<f32> {
-    let first = images[k] * here + images[k + parts] * next;
-    return first + (images[k + 2u * parts] * third + images[k + 3u * parts] * last);
+// `sum` and an image's products with four features' weights, the first of which is the feature at `k`, one after another.
+fn four(sum: vec4<f32>, k: u32, parts: u32, w_0: vec4<f32>, w_1: vec4<f32>, w_2: vec4<f32>, w_3: vec4<f32>) -> vec4<f32> {
+    var next = sum + images[k] * w_0;
+    next += images[k + parts] * w_1;
+    next += images[k + 2u * parts] * w_2;
+    return next + images[k + 3u * parts] * w_3;
 }
 
 // The parts' sums of one image, added in order, with bias and ReLU.

@@ -42,7 +42,7 @@ const FEW: usize = 128;
 
 /// Everything worth a try. The largest takes 12 KiB of shared memory and the rows' windows beside it; none has more than 256
 /// invocations, as some adapters allow no more.
-const ALL: [Tiles; 26] = [
+const ALL: [Tiles; 23] = [
     WIDE,
     tiles([64, 64], 16, [8, 4]),
     tiles([64, 64], 16, [8, 8]),
@@ -60,13 +60,10 @@ const ALL: [Tiles; 26] = [
     tiles([32, 32], 16, [4, 4]),
     tiles([128, 16], 16, [4, 4]),
     in_parts([64, 64], 16, [8, 8], 2),
-    in_parts([128, 64], 16, [8, 8], 2),
     in_parts([128, 32], 16, [8, 8], 2),
-    in_parts([64, 32], 16, [8, 8], 2),
     EVEN,
     in_parts([64, 32], 32, [8, 8], 4),
     DEEP,
-    in_parts([32, 32], 32, [8, 8], 4),
     in_parts([32, 32], 32, [8, 4], 4),
     in_parts([32, 32], 32, [4, 4], 4),
 ];
@@ -146,7 +143,7 @@ impl Tiles {
 
     /// For kernels that can have parts: with those, fewer of the others are worth a try.
     pub(crate) fn in_parts(self) -> bool {
-        self.parts > 1 || (self.step == 16 && self.block != [8, 8] && self.tile[0] >= 64)
+        self.parts > 1 || (self.step == 16 && self.block != [8, 8] && self.tile[0] >= 64 && self.tile != [64, 32])
     }
 
     /// For kernels that can have parts and in which an invocation stages one row, again and again.

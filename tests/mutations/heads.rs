@@ -29,7 +29,7 @@ pub(super) fn targets() -> Vec<Target> {
             &[
                 ["no relu", "select(z[i], 0.0, z[i] < 0.0)", "z[i]"],
                 ["what relu stopped goes through", "select(sum, 0.0, hidden[i] <= 0.0)", "sum"],
-                ["the first image in place of the second", "four(FEATURES + k", "four(k"],
+                ["the first image in place of the second", "four(sum1, FEATURES + k,", "four(sum1, k,"],
                 ["the features left over left out", "for (; k < FEATURES; k += parts)", "for (; k < 0u; k += parts)"],
                 ["a part left out", "part < LANES / across", "part + 1u < LANES / across"],
                 ["bias of the first units", "b1[4u * quad + 1u]", "b1[1u]"],

@@ -258,7 +258,10 @@ impl Gpu {
         if opened.is_none() {
             matrices.clear();
         }
-        let refused = |e: wgpu::RequestDeviceError| Error::Unsupported { adapter: summary.name.clone(), lacks: e.to_string() };
+        let refused = |e: wgpu::RequestDeviceError| Error::Unsupported {
+            adapter: summary.name.clone(),
+            lacks: format!("a driver that opens it: {e}"),
+        };
         let opened = opened.map_or_else(|| pollster::block_on(adapter.request_device(&descriptor)), Ok);
         let (device, queue) = opened.map_err(refused)?;
         let gpu = Self { matrices: matrices.into(), ..Self::from_wgpu(device, queue, &summary.name, options.checks)? };
