@@ -4,7 +4,8 @@
 //   w      [KH, KW, CHANNELS, FILTERS]    FILTERS a multiple of 4
 //   b      [FILTERS]
 //   y      [N, PH, PW, FILTERS]           every element written exactly once
-//   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie
+//   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie,
+//                                       or 4 where ReLU left nothing of it
 //
 // A matrix product that never stores its left factor, and of its result only what pooling leaves: rows are the places of the
 // N·PH·PW windows, four of a window together, so that each 4×4 quarter of an invocation's block holds a whole window of four
@@ -47,6 +48,7 @@ override RIGHT: u32 = TILE_N / 4u * STEP; // … and of w
 override APART: u32 = LANES / STEP;       // windows staged at a turn
 
 const OUTSIDE = 1i << 29u; // a window that sees no pixel begins here
+const STOPPED = 4u; // the place of a maximum that ReLU made zero
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;
@@ -230,6 +232,7 @@ fn pool(row: u32, rows: u32, column: u32, z: mat4x4<f32>) {
     let better3 = beats(value3, best);
     best = select(best, value3, better3);
     where_ = select(where_, vec4(3u), better3);
+    where_ = select(where_, vec4(STOPPED), is_zero(best));
 
     let at = (row / 4u * FILTERS + column) / 4u;
     y[at] = vec4<Y>(best);
@@ -244,6 +247,10 @@ fn relu(z: vec4<f32>) -> vec4<f32> {
 // Whether v is larger than best, a NaN being larger than any number. By bits, since compilers may assume that no NaN exists.
 fn beats(v: vec4<f32>, best: vec4<f32>) -> vec4<bool> {
     return !is_nan(best) & (is_nan(v) | (v > best));
+}
+
+fn is_zero(v: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(v) & vec4(0x7fffffffu)) == vec4<u32>();
 }
 
 fn is_nan(v: vec4<f32>) -> vec4<bool> {

@@ -4,7 +4,8 @@
 //   w      [KH, KW, CHANNELS, FILTERS]    FILTERS a multiple of 4
 //   b      [FILTERS]
 //   y      [N, PH, PW, FILTERS]           every element written exactly once
-//   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie
+//   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie,
+//                                       or 4 where ReLU left nothing of it
 //
 // conv2d_relu_pool by cooperative matrices: x and w are rounded to f16 as they are staged, and products summed in f32. The rows are
 // those of that kernel: the places of the N·PH·PW windows, four of a window together. One workgroup computes a TILE_M×TILE_N tile,
@@ -55,6 +56,7 @@ override SUBGROUP: u32; // invocations of a subgroup
 override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multiple of STEP
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
+const STOPPED = 4u; // the place of a maximum that ReLU made zero
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
@@ -185,6 +187,7 @@ fn pool(lane: u32, row0: u32, rows: u32, column0: u32) {
             best = select(best, value, better);
             where_ = select(where_, vec4(other), better);
         }
+        where_ = select(where_, vec4(STOPPED), is_zero(best));
         let to = row / 4u * FILTERS + column;
         y[to] = Y(best.x);
         y[to + 1u] = Y(best.y);
@@ -202,6 +205,10 @@ fn relu(z: vec4<f32>) -> vec4<f32> {
 // Whether v is larger than best, a NaN being larger than any number. By bits, since compilers may assume that no NaN exists.
 fn beats(v: vec4<f32>, best: vec4<f32>) -> vec4<bool> {
     return !is_nan(best) & (is_nan(v) | (v > best));
+}
+
+fn is_zero(v: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(v) & vec4(0x7fffffffu)) == vec4<u32>();
 }
 
 fn is_nan(v: vec4<f32>) -> vec4<bool> {

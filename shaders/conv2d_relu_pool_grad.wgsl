@@ -4,8 +4,7 @@
 //
 //   x      [N, H, W, CHANNELS]           CHANNELS a multiple of 4
 //   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
-//   y      [N, PH, PW, FILTERS]
-//   place  [N, PH, PW, FILTERS] bytes
+//   place  [N, PH, PW, FILTERS] bytes    as the forward kernel leaves them
 //   w      [KH, KW, CHANNELS, FILTERS]
 //   dw     [SLICES, KH, KW, CHANNELS, FILTERS]   every element written exactly once
 //   db     [SLICES, FILTERS]                     likewise
@@ -62,12 +61,11 @@ const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> y: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
-@group(0) @binding(4) var<storage, read> w: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> dw: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> db: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> place: array<u32>; // four bytes each
+@group(0) @binding(3) var<storage, read> w: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> dw: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> db: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dx: array<vec4<f32>>;
 struct Call {
     batch: u32,
 }
@@ -79,6 +77,13 @@ var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
 var<workgroup> row_h: array<i32, TILE_MX>;    // each row's pixel, counted from the corner of the padding
 var<workgroup> row_w: array<i32, TILE_MX>;
 var<workgroup> row_image: array<u32, TILE_MX>; // first pixel of y of its image
+
+// What comes back to four filters of a window, as it is loaded, the places of their maxima, and the one that is asked for.
+struct Returned {
+    gradient: vec4<f32>,
+    place: u32,
+    here: u32,
+}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -217,20 +222,20 @@ fn stage_image(lane: u32, turn: u32, value: vec4<f32>) {
 }
 
 // The four filters that are staged at this turn, of the right factor's tile of dw that begins at `k0` and `column0`.
-fn load_gradient(k0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> vec4<f32> {
+fn load_gradient(k0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
     let i = lane + turn * LANES;
     let k = k0 + i / (TILE_N / 4u);
     let column = column0 + i % (TILE_N / 4u) * 4u;
     if turn * LANES >= TILE_N / 4u * STEP || i >= TILE_N / 4u * STEP || k >= end || column >= FILTERS {
-        return vec4<f32>();
+        return Returned();
     }
-    return gradient((k / 4u * FILTERS + column) / 4u, k % 4u);
+    return returned((k / 4u * FILTERS + column) / 4u, k % 4u);
 }
 
-fn stage_gradient(lane: u32, turn: u32, value: vec4<f32>) {
+fn stage_gradient(lane: u32, turn: u32, back: Returned) {
     let i = lane + turn * LANES;
     if turn * LANES < TILE_N / 4u * STEP && i < TILE_N / 4u * STEP {
-        staged[LEFT + i] = value;
+        staged[LEFT + i] = gradient(back);
     }
 }
 
@@ -320,29 +325,29 @@ fn input_grad(tile: u32, lane: u32) {
 }
 
 // A four of the terms from `k0` on, of the row of dx's left factor that is staged at this turn.
-fn load_pixel(k0: u32, four: u32, first: u32, turn: u32) -> vec4<f32> {
+fn load_pixel(k0: u32, four: u32, first: u32, turn: u32) -> Returned {
     let row = first + turn * APART;
     let k = k0 + 4u * four;
     if turn * APART >= TILE_MX || row >= TILE_MX || k >= KH * KW * FILTERS {
-        return vec4<f32>();
+        return Returned();
     }
     // A place before the first window is a huge one when unsigned.
     let tap = select(k, k0, ONE_TAP) / FILTERS;
     let h = u32(row_h[row] - i32(tap / KW * DILATION_H));
     let v = u32(row_w[row] - i32(tap % KW * DILATION_W));
     if h >= 2u * PH * STRIDE_H || v >= 2u * PW * STRIDE_W || h % STRIDE_H != 0u || v % STRIDE_W != 0u {
-        return vec4<f32>();
+        return Returned();
     }
     let oh = h / STRIDE_H;
     let ow = v / STRIDE_W;
     let at = (row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + k - tap * FILTERS;
-    return gradient(at / 4u, oh % 2u * 2u + ow % 2u);
+    return returned(at / 4u, oh % 2u * 2u + ow % 2u);
 }
 
-fn stage_pixel(four: u32, first: u32, turn: u32, value: vec4<f32>) {
+fn stage_pixel(four: u32, first: u32, turn: u32, back: Returned) {
     let row = first + turn * APART;
     if turn * APART < TILE_MX && row < TILE_MX {
-        staged[four * PITCH + spot(row, TILE_MX)] = value;
+        staged[four * PITCH + spot(row, TILE_MX)] = gradient(back);
     }
 }
 
@@ -390,7 +395,7 @@ fn owner(quarter: u32) -> u32 {
     return (PARTS / 2u + quarter) % PARTS;
 }
 
-// The sums of all parts, the others' in order and the owner's own last, for the owner.
+// The sums of all parts, in order whoever the owner is, for the owner.
 fn meet(quarter: u32, part: u32, block: u32, own: mat4x4<f32>) -> mat4x4<f32> {
     if PARTS == 1u {
         return own;
@@ -401,24 +406,25 @@ fn meet(quarter: u32, part: u32, block: u32, own: mat4x4<f32>) -> mat4x4<f32> {
 }
 
 fn meet_two(owner: u32, part: u32, block: u32, own0: vec4<f32>, own1: vec4<f32>) -> mat2x4<f32> {
-    if part != owner {
-        let at = select(part - 1u, part, part < owner) * 2u * SIDE + block;
-        staged[at] = own0;
-        staged[at + SIDE] = own1;
-    }
+    staged[2u * part * SIDE + block] = own0;
+    staged[(2u * part + 1u) * SIDE + block] = own1;
     workgroupBarrier();
     var sum = mat2x4<f32>();
-    for (var i = 0u; part == owner && i + 1u < PARTS; i += 1u) {
+    for (var i = 0u; part == owner && i < PARTS; i += 1u) {
         sum += mat2x4(staged[2u * i * SIDE + block], staged[(2u * i + 1u) * SIDE + block]);
     }
     workgroupBarrier();
-    return sum + mat2x4(own0, own1);
+    return sum;
 }
 
-// The gradient of the convolution's output at one place of a window, given the four of y.
-fn gradient(i: u32, here: u32) -> vec4<f32> {
-    let differs = (vec4(place[i]) ^ vec4(here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
-    return select(dy[i], vec4<f32>(), (differs != vec4<u32>()) | (y[i] <= vec4<f32>()));
+fn returned(i: u32, here: u32) -> Returned {
+    return Returned(dy[i], place[i], here);
+}
+
+// The gradient of the convolution's output there. Not before it is staged, so that loading does not wait.
+fn gradient(back: Returned) -> vec4<f32> {
+    let differs = (vec4(back.place) ^ vec4(back.here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
+    return select(back.gradient, vec4<f32>(), differs != vec4<u32>());
 }
 
 // Four fours.

@@ -2,12 +2,11 @@
 //                    over o and those kh, kw for which h = oh·stride + kh·dilation - pad and v likewise
 //
 //   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
-//   y      [N, PH, PW, FILTERS]
-//   place  [N, PH, PW, FILTERS] bytes
+//   place  [N, PH, PW, FILTERS] bytes    as the forward kernel leaves them
 //   w      [KH, KW, CHANNELS, FILTERS]
 //   dx     [N, H, W, CHANNELS]            every element written exactly once
 //
-// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was and ReLU let it through,
+// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was, if ReLU let it through,
 // 0 elsewhere, and found so while it is staged. A matrix product that never stores its left factor: rows are the N·H·W input
 // pixels, K runs over KH·KW·FILTERS, columns are the CHANNELS. Each input pixel gathers from the output pixels that saw it, so
 // nothing is added to twice. One workgroup computes a TILE_M×TILE_N tile, one invocation a BLOCK_M×BLOCK_N block of it. Per
@@ -19,7 +18,6 @@
 
 // What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
 alias DY = f32;
-alias Y = f32;
 alias DX = f32;
 
 override H: u32;
@@ -46,10 +44,9 @@ override LANES: u32 = TILE_M / BLOCK_M * (TILE_N / BLOCK_N);
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
 @group(0) @binding(0) var<storage, read> dy: array<DY>;
-@group(0) @binding(1) var<storage, read> y: array<Y>;
-@group(0) @binding(2) var<storage, read> place: array<u32>; // four bytes each
-@group(0) @binding(3) var<storage, read> w: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<DX>;
+@group(0) @binding(1) var<storage, read> place: array<u32>; // four bytes each
+@group(0) @binding(2) var<storage, read> w: array<f32>;
+@group(0) @binding(3) var<storage, read_write> dx: array<DX>;
 struct Call {
     batch: u32,
 }
@@ -171,10 +168,10 @@ fn store_row(row: u32, rows: u32, column: u32, values: vec4<f32>) {
     }
 }
 
-// The gradient of the convolution's output at one place of a window, given the element of y.
+// The gradient of the convolution's output at one place of a window, given the element of dy.
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+    return select(f32(dy[i]), 0.0, there != here);
 }
 
 fn g_quad(i: u32) -> vec4<f32> {

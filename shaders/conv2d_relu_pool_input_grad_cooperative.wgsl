@@ -2,8 +2,7 @@
 //                    over o and those kh, kw for which h = oh·stride + kh·dilation - pad and v likewise
 //
 //   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
-//   y      [N, PH, PW, FILTERS]
-//   place  [N, PH, PW, FILTERS] bytes
+//   place  [N, PH, PW, FILTERS] bytes    as the forward kernel leaves them
 //   w      [KH, KW, CHANNELS, FILTERS]
 //   dx     [N, H, W, CHANNELS]            every element written exactly once
 //
@@ -25,7 +24,6 @@ enable wgpu_cooperative_matrix;
 
 // What is stored as f16 where src/ops/stored.rs writes so.
 alias DY = f32;
-alias Y = f32;
 alias DX = f32;
 
 // 16 in all four where src/ops/cooperative.rs writes so.
@@ -59,10 +57,9 @@ override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multipl
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
 
 @group(0) @binding(0) var<storage, read> dy: array<DY>;
-@group(0) @binding(1) var<storage, read> y: array<Y>;
-@group(0) @binding(2) var<storage, read> place: array<u32>; // four bytes each
-@group(0) @binding(3) var<storage, read> w: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<DX>;
+@group(0) @binding(1) var<storage, read> place: array<u32>; // four bytes each
+@group(0) @binding(2) var<storage, read> w: array<f32>;
+@group(0) @binding(3) var<storage, read_write> dx: array<DX>;
 struct Call {
     batch: u32,
 }
@@ -176,8 +173,8 @@ fn store(lane: u32, row0: u32, rows: u32, column0: u32) {
     }
 }
 
-// The gradient of the convolution's output at one place of a window, given the element of y.
+// The gradient of the convolution's output at one place of a window, given the element of dy.
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+    return select(f32(dy[i]), 0.0, there != here);
 }

@@ -4,7 +4,8 @@
 //   w      [KH, KW, CHANNELS, FILTERS]    FILTERS a multiple of 4
 //   b      [FILTERS]
 //   y      [N, PH, PW, FILTERS]           every element written exactly once
-//   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie
+//   place  [N, PH, PW, FILTERS] bytes     where in its window the maximum is, 0 to 3 in row-major order, the first if they tie,
+//                                       or 4 where ReLU left nothing of it
 //
 // What conv2d_relu_pool does, with loads and stores of four: four neighbouring channels of x, which are four terms of a row, and four
 // filters of w. Four terms are four loads of x and four of w from shared memory, and 64 products for each quarter of a block, with
@@ -51,6 +52,7 @@ override ONE_TAP: bool = CHANNELS % STEP == 0u; // whether all terms of a step a
 override SHARES: u32 = STEP / 4u / PARTS;  // fours of terms that an invocation takes of a step
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
+const STOPPED = 4u; // the place of a maximum that ReLU made zero
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<X>>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;
@@ -225,20 +227,17 @@ fn stage_w(lane: u32, turn: u32, value: vec4<f32>) {
     }
 }
 
-// The sums of all parts, the others' in order and the owner's own last, for the owner.
+// The sums of all parts, in order whoever the owner is, for the owner.
 fn meet(part: u32, owner: u32, block: u32, own0: vec4<f32>, own1: vec4<f32>) -> mat2x4<f32> {
-    if part != owner {
-        let at = select(part - 1u, part, part < owner) * 2u * SIDE + block;
-        staged[at] = own0;
-        staged[at + SIDE] = own1;
-    }
+    staged[2u * part * SIDE + block] = own0;
+    staged[(2u * part + 1u) * SIDE + block] = own1;
     workgroupBarrier();
     var sum = mat2x4<f32>();
-    for (var i = 0u; part == owner && i + 1u < PARTS; i += 1u) {
+    for (var i = 0u; part == owner && i < PARTS; i += 1u) {
         sum += mat2x4(staged[2u * i * SIDE + block], staged[(2u * i + 1u) * SIDE + block]);
     }
     workgroupBarrier();
-    return sum + mat2x4(own0, own1);
+    return sum;
 }
 
 // Stores what pooling leaves of a window, four rows from `row` on, for four filters.
@@ -262,6 +261,7 @@ fn pool(row: u32, rows: u32, column: u32, z: mat4x4<f32>) {
     let better3 = beats(value3, best);
     best = select(best, value3, better3);
     where_ = select(where_, vec4(3u), better3);
+    where_ = select(where_, vec4(STOPPED), is_zero(best));
 
     let at = (row / 4u * FILTERS + column) / 4u;
     y[at] = vec4<Y>(best);
@@ -276,6 +276,10 @@ fn relu(z: vec4<f32>) -> vec4<f32> {
 // Whether v is larger than best, a NaN being larger than any number. By bits, since compilers may assume that no NaN exists.
 fn beats(v: vec4<f32>, best: vec4<f32>) -> vec4<bool> {
     return !is_nan(best) & (is_nan(v) | (v > best));
+}
+
+fn is_zero(v: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(v) & vec4(0x7fffffffu)) == vec4<u32>();
 }
 
 fn is_nan(v: vec4<f32>) -> vec4<bool> {

@@ -3,12 +3,11 @@
 //
 //   x      [N, H, W, CHANNELS]
 //   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
-//   y      [N, PH, PW, FILTERS]
-//   place  [N, PH, PW, FILTERS] bytes
+//   place  [N, PH, PW, FILTERS] bytes    as the forward kernel leaves them
 //   dw     [SLICES, KH, KW, CHANNELS, FILTERS]   every element written exactly once
 //   db     [SLICES, FILTERS]                     likewise
 //
-// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was and ReLU let it through,
+// g, the gradient of the convolution's output, is not stored: it is dy where the window's maximum was, if ReLU let it through,
 // 0 elsewhere, and found so while it is staged. The N·PH·PW pixels of y are cut into SLICES equal runs; another kernel adds
 // the slices. Each is a matrix product that never stores its left factor: rows are KH·KW·CHANNELS in the order of w, and one more, of
 // ones, for db; K runs over the four places of the slice's pixels, columns are the FILTERS.
@@ -24,7 +23,6 @@
 // What is stored as f16 where src/ops/stored.rs writes so; sums are f32 in any case.
 alias X = f32;
 alias DY = f32;
-alias Y = f32;
 
 override H: u32;
 override W: u32;
@@ -58,10 +56,9 @@ override SHARES: u32 = WINDOWS / PARTS;    // windows that an invocation takes o
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<DY>>;
-@group(0) @binding(2) var<storage, read> y: array<vec4<Y>>;
-@group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
-@group(0) @binding(4) var<storage, read_write> dw: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> db: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> place: array<u32>; // four bytes each
+@group(0) @binding(3) var<storage, read_write> dw: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> db: array<vec4<f32>>;
 struct Call {
     batch: u32,
 }
@@ -216,7 +213,7 @@ fn load_g(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returne
         return Returned(vec4<f32>(), 0u);
     }
     let at = (window * FILTERS + column) / 4u;
-    return Returned(select(vec4<f32>(dy[at]), vec4<f32>(), y[at] <= vec4<Y>()), place[at]);
+    return Returned(vec4<f32>(dy[at]), place[at]);
 }
 
 fn stage_g(lane: u32, turn: u32, value: Returned) {
@@ -259,20 +256,17 @@ fn store(quarter: u32, part: u32, block: u32, slice: u32, row: u32, column: u32,
     }
 }
 
-// The sums of all parts, the others' in order and the owner's own last, for the owner.
+// The sums of all parts, in order whoever the owner is, for the owner.
 fn meet(part: u32, owner: u32, block: u32, own0: vec4<f32>, own1: vec4<f32>) -> mat2x4<f32> {
-    if part != owner {
-        let at = select(part - 1u, part, part < owner) * 2u * SIDE + block;
-        staged[at] = own0;
-        staged[at + SIDE] = own1;
-    }
+    staged[2u * part * SIDE + block] = own0;
+    staged[(2u * part + 1u) * SIDE + block] = own1;
     workgroupBarrier();
     var sum = mat2x4<f32>();
-    for (var i = 0u; part == owner && i + 1u < PARTS; i += 1u) {
+    for (var i = 0u; part == owner && i < PARTS; i += 1u) {
         sum += mat2x4(staged[2u * i * SIDE + block], staged[(2u * i + 1u) * SIDE + block]);
     }
     workgroupBarrier();
-    return sum + mat2x4(own0, own1);
+    return sum;
 }
 
 // Four terms of four rows, a column for each term.

@@ -3,8 +3,7 @@
 //
 //   x      [N, H, W, CHANNELS]
 //   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
-//   y      [N, PH, PW, FILTERS]
-//   place  [N, PH, PW, FILTERS] bytes
+//   place  [N, PH, PW, FILTERS] bytes    as the forward kernel leaves them
 //   dw     [SLICES, KH, KW, CHANNELS, FILTERS]   every element written exactly once
 //   db     [SLICES, FILTERS]                     likewise
 //
@@ -27,7 +26,6 @@ enable wgpu_cooperative_matrix;
 // What is stored as f16 where src/ops/stored.rs writes so.
 alias X = f32;
 alias DY = f32;
-alias Y = f32;
 
 // 16 in all four where src/ops/cooperative.rs writes so.
 const EDGE = 8u;
@@ -60,10 +58,9 @@ override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // at least 
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> dy: array<DY>;
-@group(0) @binding(2) var<storage, read> y: array<Y>;
-@group(0) @binding(3) var<storage, read> place: array<u32>; // four bytes each
-@group(0) @binding(4) var<storage, read_write> dw: array<f32>;
-@group(0) @binding(5) var<storage, read_write> db: array<f32>;
+@group(0) @binding(2) var<storage, read> place: array<u32>; // four bytes each
+@group(0) @binding(3) var<storage, read_write> dw: array<f32>;
+@group(0) @binding(4) var<storage, read_write> db: array<f32>;
 struct Call {
     batch: u32,
 }
@@ -181,8 +178,8 @@ fn store(lane: u32, slice: u32, row0: u32, column0: u32) {
     }
 }
 
-// The gradient of the convolution's output at one place of a window, given the element of y.
+// The gradient of the convolution's output at one place of a window, given the element of dy.
 fn gradient(i: u32, here: u32) -> f32 {
     let there = place[i / 4u] >> i % 4u * 8u & 0xffu;
-    return select(f32(dy[i]), 0.0, there != here || y[i] <= 0.0);
+    return select(f32(dy[i]), 0.0, there != here);
 }

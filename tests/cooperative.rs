@@ -88,7 +88,7 @@ fn blocks(conv: Conv2d, image: [usize; 3], stored: bool, kernel: [usize; 2], fil
     let place = TensorType { dtype: DType::U8, ..y };
     let dx = Conv2dReluPoolInputGrad { conv, input: [image[0], image[1]], output: x.dtype };
     let dw = Conv2dReluPoolWeightGrad { conv, kernel, slices: 3 };
-    [(forward.into(), vec![x, w, b]), (dx.into(), vec![y, y, place, w]), (dw.into(), vec![x, y, y, place])]
+    [(forward.into(), vec![x, w, b]), (dx.into(), vec![y, place, w]), (dw.into(), vec![x, y, place])]
 }
 
 #[test]

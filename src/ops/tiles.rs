@@ -170,8 +170,8 @@ mod tests {
     fn all_tiles_keep_to_the_limits_that_every_adapter_has() {
         for tiles in ALL {
             let Tiles { tile: [rows, columns], step, block, parts } = tiles;
-            // The other parts' sums, eight of them at a time, lie where all else is staged.
-            assert!(parts == 1 || (step.is_multiple_of(4 * parts) && (parts - 1) * tiles.lanes() / parts * 8 <= (rows + columns) * step));
+            // The parts' sums, eight of them at a time, lie where all else is staged.
+            assert!(parts == 1 || (step.is_multiple_of(4 * parts) && tiles.lanes() * 8 <= (rows + columns) * step));
             assert!(tiles.lanes() <= 256 && tiles.lanes() >= 32 && tiles.lanes().is_multiple_of(step), "{tiles:?}");
             assert!(block.iter().all(|edge| [4, 8].contains(edge)), "{tiles:?}");
             let bytes = 4 * ((rows + PITCH + columns) * step + 3 * rows);

@@ -36,15 +36,14 @@ fn blocks() -> Vec<Target> {
             ],
         ),
         target(
-            example(dx, &[y, y, place, w], 3),
+            example(dx, &[y, place, w], 3),
             &[
-                ["what relu stopped goes through", " || y[i] <= 0.0", ""],
                 ["the next gradient", "select(f32(dy[i]),", "select(f32(dy[i + 1u]),"],
                 ["one element of four stored", "= DX(values[i]);", "= DX(values[0]);"],
             ],
         ),
         target(
-            example(dw, &[x, y, y, place], 3),
+            example(dw, &[x, y, place], 3),
             &[
                 ["the next gradients", "vec4<f32>(dy[at])", "vec4<f32>(dy[at + 1u])"],
                 ["the next channel", "* CHANNELS + channel]);", "* CHANNELS + channel + 1u]);"],

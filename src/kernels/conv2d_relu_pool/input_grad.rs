@@ -103,8 +103,8 @@ impl WithSimd for Image<'_> {
                 let dy = dy.part(window * outputs..(window + 1) * outputs);
                 let mut next = starts(dy, filled);
                 for o in 0..outputs {
-                    let place = usize::from(dy.place[o] & 3);
-                    if passed(dy.y[o]) {
+                    let place = usize::from(dy.place[o]);
+                    if passed(dy.place[o]) {
                         at[next[place]] = (o * patch) as u32;
                         by[next[place]] = dy.dy[o];
                         next[place] += 1;
@@ -134,10 +134,9 @@ impl WithSimd for Image<'_> {
 #[inline(always)]
 fn starts(dy: Dy<'_>, from: usize) -> [usize; PLACES] {
     let mut counts = [0u32; PLACES];
-    let (place, y) = (dy.place, &dy.y[..dy.place.len()]);
     for (here, count) in counts.iter_mut().enumerate() {
-        for o in 0..place.len() {
-            *count += u32::from((place[o] & 3 == here as u8) & passed(y[o]));
+        for &place in dy.place {
+            *count += u32::from(place == here as u8);
         }
     }
     let mut starts = [from; PLACES];

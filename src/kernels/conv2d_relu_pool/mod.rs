@@ -34,9 +34,7 @@ use crate::ops::conv2d::{Block, EDGE, PLACES};
 pub(crate) struct Dy<'a> {
     /// Of the block's output.
     pub(crate) dy: &'a [f32],
-    /// That output: 0 where ReLU lets nothing through.
-    pub(crate) y: &'a [f32],
-    /// Where in its window each maximum was.
+    /// Where in its window each maximum was, or [`PLACES`] where ReLU lets nothing through.
     pub(crate) place: &'a [u8],
 }
 
@@ -172,10 +170,10 @@ impl Windows<'_> {
     }
 }
 
-/// Whether ReLU let a result through; a NaN gets through.
+/// Whether ReLU let the maximum at this place through.
 #[inline(always)]
-fn passed(y: f32) -> bool {
-    (y > 0.0) | y.is_nan()
+fn passed(place: u8) -> bool {
+    usize::from(place) < PLACES
 }
 
 /// The first `len` elements of memory that grows as it must; their content is what was left there.
@@ -210,6 +208,6 @@ thread_local! {
 impl<'a> Dy<'a> {
     /// That of a range of elements.
     fn part(&self, elements: std::ops::Range<usize>) -> Self {
-        Self { dy: &self.dy[elements.clone()], y: &self.y[elements.clone()], place: &self.place[elements] }
+        Self { dy: &self.dy[elements.clone()], place: &self.place[elements] }
     }
 }

@@ -28,9 +28,9 @@ pub(super) fn pool<S: Simd>(simd: S, results: [[S::f32s; VECTORS]; PLACES], y: &
             larger!(best, place, z1[$v], 1);
             larger!(best, place, z2[$v], 2);
             larger!(best, place, z3[$v], 3);
-            // ReLU comes before pooling, so where it stops the largest all are zeros, and the first of them is it.
+            // ReLU comes before pooling, so where it stops the largest all are zeros.
             let stopped = simd.less_than_or_equal_f32s(best, zero);
-            (simd.select_f32s(stopped, zero, best), simd.select_u32s(stopped, simd.splat_u32s(0), place))
+            (simd.select_f32s(stopped, zero, best), simd.select_u32s(stopped, simd.splat_u32s(PLACES as u32), place))
         }};
     }
     let ((best0, place0), (best1, place1)) = (best!(0), best!(1));

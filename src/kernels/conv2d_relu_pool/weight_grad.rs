@@ -192,16 +192,17 @@ fn collect<'a>(
     for p in 0..PLACES {
         places[p] = layout.places[p] as u32;
     }
-    let rows = dy.y.chunks_exact(outputs).zip(dy.dy.chunks_exact(outputs)).zip(dy.place.chunks_exact(outputs));
+    let rows = dy.dy.chunks_exact(outputs).zip(dy.place.chunks_exact(outputs));
     assert!(filter < outputs && windows.len() <= at.len() && windows.len() <= by.len(), "room for every window's term");
     let mut len = 0;
-    for (window, ((y, dy), place)) in windows.iter().zip(rows) {
+    for (window, (dy, place)) in windows.iter().zip(rows) {
         // SAFETY: a row has `outputs` elements, and `len` grows by one a window at most: see the assertion.
         #[allow(unsafe_code, reason = "checks on each element would take as long as the rest")]
         unsafe {
-            *at.get_unchecked_mut(len) = window + places[usize::from(place.get_unchecked(filter) & 3)];
+            let place = *place.get_unchecked(filter);
+            *at.get_unchecked_mut(len) = window + places[usize::from(place & 3)];
             *by.get_unchecked_mut(len) = *dy.get_unchecked(filter);
-            len += usize::from(passed(*y.get_unchecked(filter)));
+            len += usize::from(passed(place));
         }
     }
     Terms { at: &at[..len], by: &by[..len] }
@@ -211,9 +212,9 @@ fn collect<'a>(
 #[inline(always)]
 fn add_bias(dy: Dy<'_>, outputs: usize, first: usize, bias: &mut [f32]) {
     let filters = first..first + bias.len();
-    for (dy, y) in dy.dy.chunks_exact(outputs).zip(dy.y.chunks_exact(outputs)) {
-        for ((bias, &dy), &y) in bias.iter_mut().zip(&dy[filters.clone()]).zip(&y[filters.clone()]) {
-            *bias += if passed(y) { dy } else { 0.0 };
+    for (dy, place) in dy.dy.chunks_exact(outputs).zip(dy.place.chunks_exact(outputs)) {
+        for ((bias, &dy), &place) in bias.iter_mut().zip(&dy[filters.clone()]).zip(&place[filters.clone()]) {
+            *bias += if passed(place) { dy } else { 0.0 };
         }
     }
 }

@@ -12,10 +12,9 @@ use crate::shape::DType;
 /// Whether an operator loads this operand as f16 if it is.
 fn loads(op: &Op, operand: usize) -> bool {
     match op {
-        Op::Conv2dReluPool(_) | Op::MlpHead(_) | Op::MlpHeadGrad(_) => operand == 0,
-        Op::Conv2dReluPoolInputGrad(_) => operand < 2,
-        Op::Conv2dReluPoolWeightGrad(_) | Op::DenseGrad(_) => operand < 3,
-        Op::Dense(_) => operand == 0,
+        Op::Conv2dReluPool(_) | Op::Conv2dReluPoolInputGrad(_) | Op::Dense(_) | Op::MlpHead(_) | Op::MlpHeadGrad(_) => operand == 0,
+        Op::Conv2dReluPoolWeightGrad(_) => operand < 2,
+        Op::DenseGrad(_) => operand < 3,
         _ => false,
     }
 }

@@ -64,10 +64,10 @@ impl Chain for Block {
             return Ok(());
         }
         let Some(backward) = &self.backward else { unreachable!("a block without gradients has one output") };
-        let [dy, y] = [now[&backward.dy], now[&self.y]];
-        let place = graph.extra_outputs(y);
+        let dy = now[&backward.dy];
+        let place = graph.extra_outputs(now[&self.y]);
         if let (Some(dx), true) = (backward.dx, backward.at_once) {
-            let operands: Vec<TensorId> = [x, dy, y].into_iter().chain(place).chain([w]).collect();
+            let operands: Vec<TensorId> = [x, dy].into_iter().chain(place).chain([w]).collect();
             let dw = graph.apply(Conv2dReluPoolGrad { conv, slices: backward.slices }, &operands)?;
             let extra = graph.extra_outputs(dw);
             let db = graph.sum(extra[0], &[0])?;
@@ -76,14 +76,14 @@ impl Chain for Block {
         }
         if Some(id) == backward.dx {
             let input = [graph.shape(self.x).inner()[0], graph.shape(self.x).inner()[1]];
-            let operands: Vec<TensorId> = [dy, y].into_iter().chain(place).chain([w]).collect();
+            let operands: Vec<TensorId> = [dy].into_iter().chain(place).chain([w]).collect();
             let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input, output: DType::F32 }, &operands)?;
             now.insert(id, dx);
             return Ok(());
         }
         // dw and db come of one operator, and so together.
         let kernel = [graph.shape(self.w).inner()[0], graph.shape(self.w).inner()[1]];
-        let operands: Vec<TensorId> = [x, dy, y].into_iter().chain(place).collect();
+        let operands: Vec<TensorId> = [x, dy].into_iter().chain(place).collect();
         let dw = graph.apply(Conv2dReluPoolWeightGrad { conv, kernel, slices: backward.slices }, &operands)?;
         let db = graph.extra_outputs(dw)[0];
         now.insert(backward.dw, dw);

@@ -9,7 +9,7 @@ use crate::ops::{Cpu, Launch, Reference, Rules, Style, Tiles, Variant, Workgroup
 use crate::shape::{DType, TensorType};
 
 /// What [`Conv2dReluPoolWeightGrad`] and [`Conv2dReluPoolInputGrad`] compute: dw `[slices, KH, KW, I, O]` and, extra, db `[slices, O]` and dx
-/// `[N, H, W, I]` of operands x, dy, y, the places, and w. All floats are f32, and I is a multiple of 4.
+/// `[N, H, W, I]` of operands x, dy, the places, and w. All floats are f32, and I is a multiple of 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPoolGrad {
     /// The convolution.
@@ -27,7 +27,7 @@ impl Conv2dReluPoolGrad {
     }
 
     fn of(&self, inputs: &[TensorType]) -> (Conv2dReluPoolWeightGrad, Conv2dReluPoolInputGrad) {
-        self.halves(inputs[0].shape.inner(), inputs[4].shape.inner())
+        self.halves(inputs[0].shape.inner(), inputs[3].shape.inner())
     }
 
     fn block(&self, inputs: &[TensorType]) -> Block {
@@ -59,25 +59,25 @@ impl Rules for Conv2dReluPoolGrad {
     }
 
     fn arity(&self) -> usize {
-        5
+        4
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
         let (weight, input) = self.of(inputs);
         let dx = input.infer(&inputs[1..])?;
-        let dw = weight.infer(&inputs[..4])?;
-        let problem = match inputs[..3].iter().find(|ty| ty.dtype != DType::F32) {
+        let dw = weight.infer(&inputs[..3])?;
+        let problem = match inputs[..2].iter().find(|ty| ty.dtype != DType::F32) {
             Some(stored) => format!("an operand is {stored}, expected f32: what is stored as f16 is for either operator alone"),
             None if dx.shape != inputs[0].shape => format!("x is {}, but w has dx {}", inputs[0], dx.shape),
             None if dx.shape.last().is_multiple_of(4) => return Ok(dw),
             None => format!("x has {} channels, expected a multiple of 4: other gradients are for either operator alone", dx.shape.last()),
         };
-        let operands = vec![("x", inputs[0], "(N, H, W, I)"), ("dy", inputs[1], "(N, PH, PW, O)"), ("w", inputs[4], "(KH, KW, I, O)")];
+        let operands = vec![("x", inputs[0], "(N, H, W, I)"), ("dy", inputs[1], "(N, PH, PW, O)"), ("w", inputs[3], "(KH, KW, I, O)")];
         Err(crate::Error::Shape { op: self.name(), problem, operands })
     }
 
     fn extra_outputs(&self, inputs: &[TensorType]) -> Vec<TensorType> {
-        self.of(inputs).0.extra_outputs(&inputs[..4]).into_iter().chain([inputs[0]]).collect()
+        self.of(inputs).0.extra_outputs(&inputs[..3]).into_iter().chain([inputs[0]]).collect()
     }
 
     fn backward(&self, _: &mut Graph, _: &[TensorId], _: TensorId, _: TensorId) -> Result<Vec<Option<TensorId>>> {
@@ -85,18 +85,18 @@ impl Rules for Conv2dReluPoolGrad {
     }
 
     fn reference(&self, args: &mut Reference<'_>) {
-        let (weight, input) = self.halves(&args.inputs[0].extents[1..], &args.inputs[4].extents);
+        let (weight, input) = self.halves(&args.inputs[0].extents[1..], &args.inputs[3].extents);
         let [db, dx] = &mut args.extra[..] else { unreachable!("it has two extra outputs") };
         let (batch, inputs) = (args.batch, &args.inputs);
         let whole = |inputs: &[_], output, extra| Reference { batch, inputs: inputs.to_vec(), updated: Vec::new(), output, extra };
-        weight.reference(&mut whole(&inputs[..4], &mut *args.output, vec![&mut **db]));
+        weight.reference(&mut whole(&inputs[..3], &mut *args.output, vec![&mut **db]));
         input.reference(&mut whole(&inputs[1..], &mut **dx, Vec::new()));
     }
 
     fn cpu(&self, args: &mut Cpu<'_>) -> bool {
         let types: Vec<TensorType> = args.inputs.iter().map(|input| input.ty).collect();
-        let (block, [x, w]) = (self.block(&types), [0, 4].map(|i| args.inputs[i].f32()));
-        let dy = || kernels::Dy { dy: args.inputs[1].f32(), y: args.inputs[2].f32(), place: args.inputs[3].u8() };
+        let (block, [x, w]) = (self.block(&types), [0, 3].map(|i| args.inputs[i].f32()));
+        let dy = || kernels::Dy { dy: args.inputs[1].f32(), place: args.inputs[2].u8() };
         let [db, dx] = &mut args.extra[..] else { unreachable!("it has two extra outputs") };
         kernels::weight_grad(&block, self.slices, x, dy(), (&mut *args.output, &mut **db), args.scratch);
         kernels::input_grad(&block, dy(), w, dx, args.scratch);
@@ -125,7 +125,7 @@ impl Rules for Conv2dReluPoolGrad {
 
     fn terms(&self, inputs: &[TensorType], batch: usize) -> usize {
         let (weight, input) = self.of(inputs);
-        weight.terms(&inputs[..4], batch).max(input.terms(&inputs[1..], batch))
+        weight.terms(&inputs[..3], batch).max(input.terms(&inputs[1..], batch))
     }
 
     fn flops(&self, inputs: &[TensorType], batch: usize) -> u64 {

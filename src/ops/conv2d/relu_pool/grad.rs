@@ -10,7 +10,7 @@ use crate::ops::stored::stored;
 use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient, sized};
 use crate::shape::{DType, Shape, TensorType};
 
-/// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, y, the places, and w.
+/// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, the places, and w.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPoolInputGrad {
     /// The convolution.
@@ -22,7 +22,7 @@ pub struct Conv2dReluPoolInputGrad {
 }
 
 /// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its weight and bias, as partial sums: dw `[slices, KH, KW, I, O]` and, extra, db
-/// `[slices, O]` of operands x, dy, y, and the places. The `N·PH·PW` pixels of y are cut into `slices` runs of equal
+/// `[slices, O]` of operands x, dy, and the places. The `N·PH·PW` pixels of y are cut into `slices` runs of equal
 /// length, the last ones shorter or empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPoolWeightGrad {
@@ -35,19 +35,19 @@ pub struct Conv2dReluPoolWeightGrad {
 }
 
 /// What ReLU and pooling let through of dy to one element of the convolution's output.
-fn through(dy: f64, y: f64, place: f64, here: usize) -> f64 {
-    if place != here as f64 || y <= 0.0 { 0.0 } else { dy }
+fn through(dy: f64, place: f64, here: usize) -> f64 {
+    if place != here as f64 { 0.0 } else { dy }
 }
 
 /// Calls `each(n, pixel of the convolution's output, filter, pixel of y over the batch, gradient there)`.
-fn gradient(block: &Block, batch: usize, [dy, y, place]: [&[f64]; 3], mut each: impl FnMut(usize, [usize; 2], usize, usize, f64)) {
+fn gradient(block: &Block, batch: usize, [dy, place]: [&[f64]; 2], mut each: impl FnMut(usize, [usize; 2], usize, usize, f64)) {
     let outputs = block.conv.outputs();
     for pixel in 0..batch * block.pixels() {
         let [n, h, w] = [pixel / block.pixels(), pixel / block.output()[1] % block.output()[0], pixel % block.output()[1]];
         for here in 0..PLACES {
             for o in 0..outputs {
                 let i = pixel * outputs + o;
-                each(n, block.conv_pixel([h, w], here), o, pixel, through(dy[i], y[i], place[i], here));
+                each(n, block.conv_pixel([h, w], here), o, pixel, through(dy[i], place[i], here));
             }
         }
     }
@@ -59,7 +59,7 @@ impl Conv2dReluPoolInputGrad {
         let block = weight(w).and_then(|weight| {
             let channels = weight[2].saturating_mul(self.conv.groups);
             let block = Block::new(Geometry::new(&self.conv, [self.input[0], self.input[1], channels], weight)?)?;
-            block.agrees(dy, inputs[1], inputs[2]).map(|()| block)
+            block.agrees(dy, inputs[1]).map(|()| block)
         });
         block.map_err(|problem| mismatch(self.name(), problem, [("dy", dy, "(N, PH, PW, O)"), ("w", w, "(KH, KW, I, O)")]))
     }
@@ -69,7 +69,7 @@ impl Conv2dReluPoolInputGrad {
     }
 
     fn stored(&self, kernel: Kernel, inputs: &[TensorType]) -> Kernel {
-        stored(kernel, &[("DY", inputs[0].dtype), ("Y", inputs[1].dtype), ("DX", self.output)])
+        stored(kernel, &[("DY", inputs[0].dtype), ("DX", self.output)])
     }
 
     fn kernel(&self, inputs: &[TensorType]) -> Kernel {
@@ -83,7 +83,7 @@ impl Rules for Conv2dReluPoolInputGrad {
     }
 
     fn arity(&self) -> usize {
-        4
+        3
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
@@ -108,7 +108,7 @@ impl Rules for Conv2dReluPoolInputGrad {
         let block = Block::new(conv.expect("checked when the graph was built")).expect("checked when the graph was built");
         let g = &block.conv;
         args.output.fill(0.0);
-        gradient(&block, args.batch, [0, 1, 2].map(|i| args.inputs[i].data), |n, pixel, o, _, dy| {
+        gradient(&block, args.batch, [0, 1].map(|i| args.inputs[i].data), |n, pixel, o, _, dy| {
             for tap in 0..g.kernel[0] * g.kernel[1] {
                 for c in 0..g.channels {
                     if let Some([x_at, w_at]) = g.at(n, pixel, [tap / g.kernel[1], tap % g.kernel[1]], o, c) {
@@ -125,7 +125,7 @@ impl Rules for Conv2dReluPoolInputGrad {
             return false;
         }
         let w = args.inputs[types.len() - 1].f32();
-        let dy = kernels::Dy { dy: args.inputs[0].f32(), y: args.inputs[1].f32(), place: args.inputs[2].u8() };
+        let dy = kernels::Dy { dy: args.inputs[0].f32(), place: args.inputs[1].u8() };
         kernels::input_grad(&self.known(&types), dy, w, args.output, args.scratch);
         true
     }
@@ -142,7 +142,7 @@ impl Rules for Conv2dReluPoolInputGrad {
             let kernel = sized(kernel!("conv2d_relu_pool_input_grad_cooperative"), tiles.matrices.edge);
             block.launch_matrices(self.stored(kernel, inputs), tiles, [block.conv.input.iter().product(), columns])
         };
-        let mut all = MatrixTiles::variants(&[inputs[0].dtype, inputs[1].dtype, self.output], columns, matrices);
+        let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
         all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch));
         all
     }
@@ -169,7 +169,7 @@ impl Conv2dReluPoolWeightGrad {
             let geometry = Geometry::new(&self.conv, image, [self.kernel[0], self.kernel[1], channels, dy.shape.last()])?;
             grad::check_slices(self.slices, &geometry)?;
             let block = Block::new(geometry)?;
-            block.agrees(dy, inputs[2], inputs[3]).map(|()| block)
+            block.agrees(dy, inputs[2]).map(|()| block)
         });
         block.map_err(|problem| mismatch(self.name(), problem, [("x", x, "(N, H, W, I)"), ("dy", dy, "(N, PH, PW, O)")]))
     }
@@ -179,7 +179,7 @@ impl Conv2dReluPoolWeightGrad {
     }
 
     fn stored(kernel: Kernel, inputs: &[TensorType]) -> Kernel {
-        stored(kernel, &[("X", inputs[0].dtype), ("DY", inputs[1].dtype), ("Y", inputs[2].dtype)])
+        stored(kernel, &[("X", inputs[0].dtype), ("DY", inputs[1].dtype)])
     }
 
     fn kernel(&self, inputs: &[TensorType]) -> Kernel {
@@ -211,7 +211,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
     }
 
     fn arity(&self) -> usize {
-        4
+        3
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<TensorType> {
@@ -240,7 +240,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
         let run = (args.batch * block.pixels()).div_ceil(self.slices);
         args.output.fill(0.0);
         args.extra[0].fill(0.0);
-        gradient(&block, args.batch, [1, 2, 3].map(|i| args.inputs[i].data), |n, pixel, o, y_pixel, dy| {
+        gradient(&block, args.batch, [1, 2].map(|i| args.inputs[i].data), |n, pixel, o, y_pixel, dy| {
             let slice = y_pixel / run;
             args.extra[0][slice * outputs + o] += dy;
             for tap in 0..g.kernel[0] * g.kernel[1] {
@@ -258,7 +258,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
         if types.iter().any(|ty| ty.dtype == DType::F16) {
             return false;
         }
-        let dy = kernels::Dy { dy: args.inputs[1].f32(), y: args.inputs[2].f32(), place: args.inputs[3].u8() };
+        let dy = kernels::Dy { dy: args.inputs[1].f32(), place: args.inputs[2].u8() };
         kernels::weight_grad(&self.known(&types), self.slices, args.inputs[0].f32(), dy, (args.output, args.extra[0]), args.scratch);
         true
     }
@@ -272,7 +272,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
         let block = self.known(inputs);
         let (columns, launch) = (block.conv.filters, |tiles| self.tiled(&block, inputs, tiles));
         let matrices = |tiles| self.launch_matrices(&block, inputs, tiles);
-        let mut all = MatrixTiles::variants(&inputs[..3].iter().map(|ty| ty.dtype).collect::<Vec<_>>(), columns, matrices);
+        let mut all = MatrixTiles::variants(&inputs[..2].iter().map(|ty| ty.dtype).collect::<Vec<_>>(), columns, matrices);
         all.extend(Tiles::variants(Self::usual(&block), columns, Tiles::in_parts_of_one_row_each, launch));
         all
     }
@@ -290,7 +290,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
     }
 }
 
-/// Places are 0 to 3; everything else is about 0, negative too, so that ReLU stops some of it.
+/// Places are 0 to 4; everything else is about 0, negative too, so that ReLU stops some of it.
 pub(super) fn domain(ty: TensorType) -> (f64, f64) {
-    if ty.dtype == DType::U8 { (0.0, 3.0) } else { (-1.0, 1.0) }
+    if ty.dtype == DType::U8 { (0.0, 4.0) } else { (-1.0, 1.0) }
 }

@@ -2,7 +2,7 @@
 //!
 //! No user's graph holds these operators: `plan/fuse.rs` puts them in the place of the chains they equal, and nothing between
 //! the images and the pooled result is ever stored, but the place of each window's maximum: one byte an element, 0 to 3 in
-//! row-major order, the first where pixels tie, as in [`MaxPool2d`](crate::ops::MaxPool2d).
+//! row-major order, the first where pixels tie, as in [`MaxPool2d`](crate::ops::MaxPool2d), and 4 where ReLU left nothing of it.
 //!
 //! The gradient of the convolution's own output is zero but at those places, and there that of the pooled result, where ReLU
 //! lets it through; the gradients build it as they go and never store it either.
@@ -123,14 +123,13 @@ impl Block {
         [h * EDGE + place / EDGE, w * EDGE + place % EDGE]
     }
 
-    /// Whether dy, y and the places are of the shapes that the block has.
-    fn agrees(&self, dy: TensorType, y: TensorType, place: TensorType) -> Result<(), String> {
+    /// Whether dy and the places are of the shape that the block's result has.
+    fn agrees(&self, dy: TensorType, place: TensorType) -> Result<(), String> {
         let shape = self.y(DType::F32).shape;
-        let floats = [dy, y].iter().all(|ty| ty.dtype.is_float() && ty.shape == shape);
-        if floats && place == self.y(DType::U8) {
+        if dy.dtype.is_float() && dy.shape == shape && place == self.y(DType::U8) {
             return Ok(());
         }
-        Err(format!("dy is {dy}, y {y} and the places {place}, but the pooled result is {shape}"))
+        Err(format!("dy is {dy} and the places {place}, but the pooled result is {shape}"))
     }
 }
 
@@ -224,7 +223,7 @@ impl Rules for Conv2dReluPool {
                 }
             }
             *y = best.0;
-            args.extra[0][i] = best.1 as f64;
+            args.extra[0][i] = if best.0 <= 0.0 { PLACES } else { best.1 } as f64;
         }
     }
 

@@ -29,8 +29,8 @@ fn example(conv: Conv2d, [h, w, channels]: [usize; 3], kernel: [usize; 2], filte
     let y = graph.apply(Conv2dReluPool { conv, output: DType::F32 }, &[x, weight, b]).unwrap();
     let place = graph.extra_outputs(y)[0];
     let dy = graph.input("dy", graph.ty(y));
-    let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input: [h, w], output: DType::F32 }, &[dy, y, place, weight]).unwrap();
-    let dw = graph.apply(Conv2dReluPoolWeightGrad { conv, kernel, slices }, &[x, dy, y, place]).unwrap();
+    let dx = graph.apply(Conv2dReluPoolInputGrad { conv, input: [h, w], output: DType::F32 }, &[dy, place, weight]).unwrap();
+    let dw = graph.apply(Conv2dReluPoolWeightGrad { conv, kernel, slices }, &[x, dy, place]).unwrap();
     let roots = vec![y, dx, dw, graph.extra_outputs(dw)[0], place];
     let plan = Arc::new(Plan::new(&graph, &roots, batch).unwrap());
     Example { plan, leaves: [x, weight, b, dy], roots, batch }
@@ -165,14 +165,14 @@ fn both_gradients_at_once_refuse_what_does_not_fit_and_f16() {
     let (x, y, w) = (f32(&[8, 6, 8]), f32(&[3, 2, 4]), TensorType::f32(Shape::fixed(&[3, 3, 8, 4])));
     let place = TensorType { dtype: DType::U8, ..y };
     let grad = Conv2dReluPoolGrad { conv: Conv2d::default(), slices: 2 };
-    assert_eq!(grad.infer(&[x, y, y, place, w]).unwrap().shape, Shape::fixed(&[2, 3, 3, 8, 4]));
+    assert_eq!(grad.infer(&[x, y, place, w]).unwrap().shape, Shape::fixed(&[2, 3, 3, 8, 4]));
     let half = |ty: TensorType| TensorType { dtype: DType::F16, ..ty };
     for [x, dy] in [[half(x), y], [x, half(y)]] {
-        let error = grad.infer(&[x, dy, dy, place, w]).unwrap_err().to_string();
+        let error = grad.infer(&[x, dy, place, w]).unwrap_err().to_string();
         assert!(error.contains("f16") && error.contains("expected f32"), "{error}");
     }
     let wider = TensorType::f32(Shape::fixed(&[3, 3, 6, 4]));
-    assert!(grad.infer(&[x, y, y, place, wider]).unwrap_err().to_string().contains("w has dx"));
-    let odd = [f32(&[8, 6, 5]), y, y, place, TensorType::f32(Shape::fixed(&[3, 3, 5, 4]))];
+    assert!(grad.infer(&[x, y, place, wider]).unwrap_err().to_string().contains("w has dx"));
+    let odd = [f32(&[8, 6, 5]), y, place, TensorType::f32(Shape::fixed(&[3, 3, 5, 4]))];
     assert!(grad.infer(&odd).unwrap_err().to_string().contains("5 channels, expected a multiple of 4"));
 }
