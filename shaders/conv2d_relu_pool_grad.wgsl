@@ -16,9 +16,10 @@
 // filters. The rows and columns of dw's factors are such; of dx's factors it is the terms. Either way four terms are four loads of each
 // factor from shared memory, and 64 products for each quarter of a block, with nothing to count between them.
 //
-// The first two fours that an invocation stages of each factor are loaded a step ahead, so that they come while the step before is
-// computed. A tile with fewer blocks than a workgroup should have invocations has PARTS for each block: each part takes its share of
-// every step's fours, and their sums meet at the end, in order.
+// Of dw's factors an invocation stages a four of all places of a window, of dx's a four of one pixel. What it stages first, of dx's the
+// first two, is loaded a step ahead, so that it comes while the step before is computed. A tile with fewer blocks than a workgroup
+// should have invocations has PARTS for each block: each part takes its share of every step's fours, and their sums meet at the end,
+// in order.
 //
 // Dispatch: ceil(N·H·W / TILE_MX) · ceil(CHANNELS / TILE_NX) and SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N)
 // workgroups, the latter rounded up to a multiple of ceil(CHANNELS / TILE_NX).
@@ -55,6 +56,8 @@ override LEFT: u32 = max(TILE_M * STEP, PITCH * STEP) / 4u;    // fours staged o
 override RIGHT: u32 = max(TILE_N * STEP, PITCH_N * STEP) / 4u;
 override APART: u32 = LANES / (STEP / 4u);                     // rows staged at a turn of dx's left factor, and columns of the right
 override ONE_TAP: bool = FILTERS % STEP == 0u;                 // whether all terms of a step of dx are of one tap
+override IMAGES: u32 = TILE_M / 4u * (STEP / 4u);              // fours staged of dw's left factor, each of a window
+override TASKS: u32 = IMAGES + TILE_N / 4u * (STEP / 4u);      // … and of the right one, by the next invocations
 override SHARES: u32 = STEP / 4u / PARTS;                      // fours of terms that an invocation takes of a step
 
 const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
@@ -119,8 +122,8 @@ fn weight_grad(tile: u32, lane: u32) {
 
     let pixels = call.batch * PH * PW;
     let run = (pixels + SLICES - 1u) / SLICES;
-    let first = min(slice * run, pixels) * 4u;
-    let end = min(first + run * 4u, pixels * 4u);
+    let begin = min(slice * run, pixels);
+    let end = min(begin + run, pixels);
 
     // The block's quarters, or what it has of them: s01 is half a tile right of s00, and s10 below. A matrix's column is a row.
     var s00 = mat4x4<f32>();
@@ -130,26 +133,19 @@ fn weight_grad(tile: u32, lane: u32) {
     var bias = vec4<f32>();
     let left = (part * SHARES * 4u * TILE_M + block_row) / 4u;
     let right = LEFT + (part * SHARES * 4u * TILE_N + block_column) / 4u;
-    var left_ahead = load_image(first, end, row0, lane, 0u);
-    var left_next = load_image(first, end, row0, lane, 1u);
-    var right_ahead = load_gradient(first, end, column0, lane, 0u);
-    var right_next = load_gradient(first, end, column0, lane, 1u);
-    for (var k0 = first; k0 < end; k0 += STEP) {
-        stage_image(lane, 0u, left_ahead);
-        stage_image(lane, 1u, left_next);
-        for (var turn = 2u; turn * LANES < TILE_M / 4u * STEP; turn += 1u) {
-            stage_image(lane, turn, load_image(k0, end, row0, lane, turn));
-        }
-        stage_gradient(lane, 0u, right_ahead);
-        stage_gradient(lane, 1u, right_next);
-        for (var turn = 2u; turn * LANES < TILE_N / 4u * STEP; turn += 1u) {
-            stage_gradient(lane, turn, load_gradient(k0, end, column0, lane, turn));
+    // An invocation stages fours of x or of g, or neither.
+    var image = load_image(begin, end, row0, lane, 0u);
+    var back = load_gradient(begin, end, column0, lane, 0u);
+    for (var window0 = begin; window0 < end; window0 += STEP / 4u) {
+        stage_image(lane, 0u, image);
+        stage_gradient(lane, 0u, back);
+        for (var turn = 1u; turn * LANES < TASKS; turn += 1u) {
+            stage_image(lane, turn, load_image(window0, end, row0, lane, turn));
+            stage_gradient(lane, turn, load_gradient(window0, end, column0, lane, turn));
         }
         workgroupBarrier();
-        left_ahead = load_image(k0 + STEP, end, row0, lane, 0u);
-        left_next = load_image(k0 + STEP, end, row0, lane, 1u);
-        right_ahead = load_gradient(k0 + STEP, end, column0, lane, 0u);
-        right_next = load_gradient(k0 + STEP, end, column0, lane, 1u);
+        image = load_image(window0 + STEP / 4u, end, row0, lane, 0u);
+        back = load_gradient(window0 + STEP / 4u, end, column0, lane, 0u);
         for (var s = 0u; s < SHARES; s += 1u) {
             let i = left + s * TILE_M;
             let j = right + s * TILE_N;
@@ -193,49 +189,71 @@ fn weight_grad(tile: u32, lane: u32) {
     }
 }
 
-// The four channels that are staged at this turn, of the left factor's tile of dw that begins at `k0` and `row0`.
-fn load_image(k0: u32, end: u32, row0: u32, lane: u32, turn: u32) -> vec4<f32> {
-    let i = lane + turn * LANES;
-    let row = row0 + i % (TILE_M / 4u) * 4u;
+// Four channels of the window that is staged at this turn, of those from `window0` on, at its four places.
+fn load_image(window0: u32, end: u32, row0: u32, lane: u32, turn: u32) -> mat4x4<f32> {
+    let task = lane + turn * LANES;
+    let window = window0 + task / (TILE_M / 4u);
+    let row = row0 + task % (TILE_M / 4u) * 4u;
+    if task >= IMAGES || window >= end || row >= KH * KW * CHANNELS {
+        return mat4x4<f32>();
+    }
     let tap = row / CHANNELS;
-    let tap_h = i32(tap / KW * DILATION_H) - i32(PAD_H);
-    let tap_w = i32(tap % KW * DILATION_W) - i32(PAD_W);
-    let k = k0 + i / (TILE_M / 4u);
-    let pixel = k / 4u;
+    let h = i32(window / PW % PH * 2u * STRIDE_H + tap / KW * DILATION_H) - i32(PAD_H);
+    let v = i32(window % PW * 2u * STRIDE_W + tap % KW * DILATION_W) - i32(PAD_W);
+    let at = ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS / 4u) + i32(row % CHANNELS / 4u);
+    let down = i32(STRIDE_H * W * (CHANNELS / 4u));
+    let right = i32(STRIDE_W * (CHANNELS / 4u));
     // A negative place is a huge one when unsigned.
-    let h = u32(i32((pixel / PW % PH * 2u + k / 2u % 2u) * STRIDE_H) + tap_h);
-    let v = u32(i32((pixel % PW * 2u + k % 2u) * STRIDE_W) + tap_w);
-    if turn * LANES >= TILE_M / 4u * STEP || i >= TILE_M / 4u * STEP {
-        return vec4<f32>();
-    }
-    if k >= end || row >= KH * KW * CHANNELS || h >= H || v >= W {
-        return vec4<f32>();
-    }
-    return x[(((pixel / (PH * PW) * H + h) * W + v) * CHANNELS + row % CHANNELS) / 4u];
+    let upper = u32(h) < H;
+    let lower = u32(h + i32(STRIDE_H)) < H;
+    let west = u32(v) < W;
+    let east = u32(v + i32(STRIDE_W)) < W;
+    return mat4x4(
+        channels(at, upper && west),
+        channels(at + right, upper && east),
+        channels(at + down, lower && west),
+        channels(at + down + right, lower && east),
+    );
 }
 
-fn stage_image(lane: u32, turn: u32, value: vec4<f32>) {
-    let i = lane + turn * LANES;
-    if turn * LANES < TILE_M / 4u * STEP && i < TILE_M / 4u * STEP {
-        staged[i] = value;
+fn channels(at: i32, there: bool) -> vec4<f32> {
+    if !there {
+        return vec4<f32>();
     }
+    return x[u32(at)];
 }
 
-// The four filters that are staged at this turn, of the right factor's tile of dw that begins at `k0` and `column0`.
-fn load_gradient(k0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
-    let i = lane + turn * LANES;
-    let k = k0 + i / (TILE_N / 4u);
-    let column = column0 + i % (TILE_N / 4u) * 4u;
-    if turn * LANES >= TILE_N / 4u * STEP || i >= TILE_N / 4u * STEP || k >= end || column >= FILTERS {
+fn stage_image(lane: u32, turn: u32, value: mat4x4<f32>) {
+    let task = lane + turn * LANES;
+    if task >= IMAGES {
+        return;
+    }
+    let at = task / (TILE_M / 4u) * TILE_M + task % (TILE_M / 4u);
+    staged[at] = value[0];
+    staged[at + TILE_M / 4u] = value[1];
+    staged[at + 2u * (TILE_M / 4u)] = value[2];
+    staged[at + 3u * (TILE_M / 4u)] = value[3];
+}
+
+// Four filters of the window that is staged at this turn, of those from `window0` on.
+fn load_gradient(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
+    let task = lane + turn * LANES - IMAGES;
+    let window = window0 + task / (TILE_N / 4u);
+    let column = column0 + task % (TILE_N / 4u) * 4u;
+    if task >= TASKS - IMAGES || window >= end || column >= FILTERS {
         return Returned();
     }
-    return returned((k / 4u * FILTERS + column) / 4u, k % 4u);
+    return returned((window * FILTERS + column) / 4u, 0u);
 }
 
 fn stage_gradient(lane: u32, turn: u32, back: Returned) {
-    let i = lane + turn * LANES;
-    if turn * LANES < TILE_N / 4u * STEP && i < TILE_N / 4u * STEP {
-        staged[LEFT + i] = gradient(back);
+    let task = lane + turn * LANES - IMAGES;
+    if task >= TASKS - IMAGES {
+        return;
+    }
+    let at = LEFT + task / (TILE_N / 4u) * TILE_N + task % (TILE_N / 4u);
+    for (var here = 0u; here < 4u; here += 1u) {
+        staged[at + here * (TILE_N / 4u)] = gradient(Returned(back.gradient, back.place, here));
     }
 }
 

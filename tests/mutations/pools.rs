@@ -59,16 +59,6 @@ pub(super) fn relu_pools() -> Vec<Target> {
         target(
             example(Conv2dReluPoolGrad { conv, slices: 1 }, &[x20, y, place, w20], 3),
             &[
-                [
-                    "the second images of this step again",
-                    "load_image(k0 + STEP, end, row0, lane, 1u)",
-                    "load_image(k0, end, row0, lane, 1u)",
-                ],
-                [
-                    "the second gradients of this step again",
-                    "load_gradient(k0 + STEP, end, column0, lane, 1u)",
-                    "load_gradient(k0, end, column0, lane, 1u)",
-                ],
                 ["the second pixels of this step again", "load_pixel(k0 + STEP, four, first, 1u)", "load_pixel(k0, four, first, 1u)"],
                 [
                     "the second weights of this step again",
@@ -165,7 +155,7 @@ pub(super) fn relu_pools() -> Vec<Target> {
         target(
             example(Conv2dReluPoolGrad { conv, slices: 4 }, &[x4, y, place, w4], 3),
             &[
-                ["slices overlap", "min(first + run * 4u, pixels * 4u)", "pixels * 4u"],
+                ["slices overlap", "min(begin + run, pixels)", "pixels"],
                 ["every bias of the first tile", "db[(slice * FILTERS + column0) / 4u + lane]", "db[slice * FILTERS / 4u + lane]"],
                 ["bias counts the first step only", "bias += staged", "bias = staged"],
                 ["a workgroup of dx taken for one of dw", "tile < of_input {", "tile + 1u < of_input {"],
@@ -185,16 +175,16 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["the left columns of dw again", "fours(j + TILE_N / 8u", "fours(j"],
                 ["the upper rows of dx again", "fours(i + TILE_MX / 8u", "fours(i"],
                 ["weights of the next tap", "w[((tap * CHANNELS", "w[(((tap + 1u) % (KH * KW) * CHANNELS"],
+                ["images of this step again in the next", "load_image(window0 + STEP / 4u", "load_image(window0"],
+                ["gradients of this step again in the next", "load_gradient(window0 + STEP / 4u", "load_gradient(window0"],
                 [
-                    "images of this step again in the next",
-                    "load_image(k0 + STEP, end, row0, lane, 0u)",
-                    "load_image(k0, end, row0, lane, 0u)",
+                    "places of x exchanged",
+                    "channels(at + right, upper && east),\n        channels(at + down, lower && west)",
+                    "channels(at + down, lower && west),\n        channels(at + right, upper && east)",
                 ],
-                [
-                    "gradients of this step again in the next",
-                    "load_gradient(k0 + STEP, end, column0, lane, 0u)",
-                    "load_gradient(k0, end, column0, lane, 0u)",
-                ],
+                ["a pixel of x past the edge", "let east = u32(v + i32(STRIDE_W)) < W;", "let east = true;"],
+                ["image forgotten", "i32(window / (PH * PW) * H)", "0"],
+                ["a place's gradient for all", "Returned(back.gradient, back.place, here)", "Returned(back.gradient, back.place, 0u)"],
                 ["pixels of this step again in the next", "load_pixel(k0 + STEP, four, first, 0u)", "load_pixel(k0, four, first, 0u)"],
                 [
                     "weights of this step again in the next",
@@ -222,8 +212,7 @@ pub(super) fn races() -> Vec<Target> {
         ["no barrier before the next are handed over", "workgroupBarrier();\n    return sum;", "return sum;"],
     ];
     let ahead = ["no barrier after staging", "workgroupBarrier();\n        x_ahead", "x_ahead"];
-    let staged_of_dw =
-        ["no barrier after staging for dw", "workgroupBarrier();\n        left_ahead = load_image", "left_ahead = load_image"];
+    let staged_of_dw = ["no barrier after staging for dw", "workgroupBarrier();\n        image = load_image", "image = load_image"];
     let staged_of_dx =
         ["no barrier after staging for dx", "workgroupBarrier();\n        left_ahead = load_pixel", "left_ahead = load_pixel"];
     let dx = Conv2dReluPoolInputGrad { conv, input: [9, 7], output: DType::F32 };
