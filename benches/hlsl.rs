@@ -34,7 +34,10 @@ fn translate(launch: &Launch) -> Result<String, Box<dyn std::error::Error>> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // `cargo bench` adds `--bench` to what is given.
-    let folder = PathBuf::from(std::env::args().skip(1).find(|argument| argument != "--bench").ok_or("which folder?")?);
+    let Some(folder) = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map(PathBuf::from) else {
+        println!("to write the kernels: cargo bench --bench hlsl -- FOLDER");
+        return Ok(());
+    };
     std::fs::create_dir_all(&folder)?;
     let classes: Vec<String> = (0..10).map(|class| class.to_string()).collect();
     let [plan, _] = training_plans(&models::cifar10_cnn(&classes), [50_000, 10_000], &TrainConfig::default(), u64::MAX, Style::Portable)?;

@@ -47,7 +47,7 @@ override LEFT: u32 = PITCH * STEP;        // fours staged of x, before those of 
 override RIGHT: u32 = TILE_N / 4u * STEP; // … and of w
 override APART: u32 = LANES / STEP;       // windows staged at a turn
 
-const OUTSIDE = 1i << 29u; // a window that sees no pixel begins here
+const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
 const STOPPED = 4u; // the place of a maximum that ReLU made zero
 
 @group(0) @binding(0) var<storage, read> x: array<X>;

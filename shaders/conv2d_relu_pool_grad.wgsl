@@ -11,15 +11,16 @@
 //   dx     [N, H, W, CHANNELS]                   likewise
 //
 // Products that can run side by side, in one dispatch: the first workgroups are those of conv2d_relu_pool_input_grad, the others
-// those of conv2d_relu_pool_weight_grad, which say how. Both have the same invocations, blocks and steps, and tiles of their own; a
-// workgroup is one or the other, so both stage in the same memory. All is loaded and stored in fours of neighbouring channels or
-// filters. The rows and columns of dw's factors are such; of dx's factors it is the terms. Either way four terms are four loads of each
-// factor from shared memory, and 64 products for each quarter of a block, with nothing to count between them.
+// those of conv2d_relu_pool_weight_grad, which say what is a row, a column and a term. Both have the same invocations, blocks and
+// steps, and tiles of their own; a workgroup is one or the other, so both stage in the same memory. All is loaded and stored in fours
+// of neighbouring channels or filters. The rows and columns of dw's factors are such; of dx's factors it is the terms. Either way four
+// terms are four loads of each factor from shared memory, and 64 products for each quarter of a block, with nothing to count between
+// them.
 //
 // Of dw's factors an invocation stages a four of all places of a window, of dx's a four of one pixel. What it stages first, of dx's the
 // first two, is loaded a step ahead, so that it comes while the step before is computed. A tile with fewer blocks than a workgroup
 // should have invocations has PARTS for each block: each part takes its share of every step's fours, and their sums meet at the end,
-// in order.
+// in order. The workgroups of a slice's first rows add up db too.
 //
 // Dispatch: ceil(N·H·W / TILE_MX) · ceil(CHANNELS / TILE_NX) and SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N)
 // workgroups, the latter rounded up to a multiple of ceil(CHANNELS / TILE_NX).

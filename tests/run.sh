@@ -5,8 +5,8 @@
 #   SHADERNET_TESTS=cpu tests/run.sh  without any GPU, the software ones included
 #
 # The whole suite runs once on the first adapter there is. What touches a GPU then runs again on Mesa's software adapter with
-# subgroups of 4 and of 16 in place of 8, and on SwiftShader, another driver with another compiler; there the largest grids are
-# thinned. Kernels of cooperative matrices run on the first release of Mesa's adapter that has them. On Debian and Ubuntu, as root, what is missing is installed with apt. Nothing else is written outside the target folder.
+# subgroups of 4 and of 16 in place of 8, and, but for faults made in kernels, on SwiftShader, another driver with another compiler; there
+# the largest grids are thinned. Kernels of cooperative matrices run on the first release of Mesa's adapter that has them. On Debian and Ubuntu, as root, what is missing is installed with apt. Nothing else is written outside the target folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

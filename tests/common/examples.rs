@@ -192,7 +192,7 @@ pub fn relu_pools() -> Vec<Example> {
             }
         }
     }
-    // Two tiles of dx side by side, and an odd number of those of dw before them.
+    // Three tiles of dx side by side, and after them a number of those of dw that three does not divide.
     let (conv, x, w) = (Conv2d::default(), batched(&[6, 5, 72]), fixed(&[3, 2, 72, 36]));
     let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, fixed(&[36])]);
     all.push(example(Conv2dReluPoolGrad { conv, slices: 5 }, &[x, y, TensorType { dtype: DType::U8, ..y }, w], 3));

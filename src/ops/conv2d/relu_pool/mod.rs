@@ -25,8 +25,9 @@ use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Vari
 use crate::shape::{DType, Shape, TensorType};
 
 /// `y = max_pool2d(relu(conv2d(x, w) + b))` of operands x `[N, H, W, I]`, w `[KH, KW, I, O]`, b `[O]`: `[N, PH, PW, O]`, and, extra,
-/// the place of each maximum, u8 of the same shape. Windows are 2×2 pixels and do not overlap; an odd last row or column is
-/// dropped. The convolution has one group and a multiple of 4 filters. x and y may each be f16: they are stored so, and summed in f32.
+/// the place of each maximum, u8 of the same shape, 0 to 3, or 4 where ReLU left nothing of it. Windows are 2×2 pixels and do not
+/// overlap; an odd last row or column is dropped. The convolution has one group and a multiple of 4 filters. x and y may each be f16:
+/// they are stored so, and summed in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dReluPool {
     /// The convolution.
