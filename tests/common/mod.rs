@@ -129,13 +129,8 @@ pub fn check_op(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result
     check_op_on(&mut executors_of_every_style(), op, types, batch)
 }
 
-/// Checks every kernel that an operator has, whatever a style would pick: each as [`check_op`] does, without bounds checks.
+/// Checks the kernels of an operator that are wanted, whatever a style would pick: each as [`check_op`] does, without bounds checks.
 /// Returns their names.
-pub fn check_every_kernel(op: impl Into<Op>, types: &[TensorType], batch: usize) -> Result<Vec<String>, String> {
-    check_kernels(op, types, batch, |_| true)
-}
-
-/// The same for those that are wanted.
 pub fn check_kernels(
     op: impl Into<Op>,
     types: &[TensorType],
