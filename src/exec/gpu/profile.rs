@@ -66,6 +66,11 @@ impl GpuExecutor {
 
     fn stamps(&self) -> Result<Stamps> {
         let features = self.gpu.device.features();
+        let period = self.gpu.queue.get_timestamp_period();
+        if !tells_time(period) {
+            let lacks = format!("a clock: it says that its timestamps are {period} ns apart");
+            return Err(Error::Unsupported { adapter: self.gpu.name.clone(), lacks });
+        }
         if features.contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
             Ok(Stamps::Between)
         } else if features.contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -115,6 +120,11 @@ impl GpuExecutor {
     }
 }
 
+/// Whether timestamps of this period, in nanoseconds, can be turned into times: a driver may know no frequency of its clock.
+fn tells_time(period: f32) -> bool {
+    period.is_finite() && period > 0.0
+}
+
 /// Records one run with its timestamps, from number `first` of the set on.
 fn encode_timed(encoder: &mut wgpu::CommandEncoder, loaded: &Loaded, batch: usize, stamps: Stamps, (set, first): (&wgpu::QuerySet, u32)) {
     match stamps {
@@ -137,5 +147,16 @@ fn encode_timed(encoder: &mut wgpu::CommandEncoder, loaded: &Loaded, batch: usiz
                 dispatch.record(&mut pass, batch);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_of_no_known_period_tells_no_time() {
+        assert!([f32::INFINITY, f32::NAN, 0.0, -1.0].iter().all(|&period| !tells_time(period)));
+        assert!(tells_time(1.0) && tells_time(52.083));
     }
 }

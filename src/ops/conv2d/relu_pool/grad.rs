@@ -290,7 +290,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
     }
 }
 
-/// Places are 0 to 4; everything else is about 0, negative too, so that ReLU stops some of it.
+/// Places are 0 to 4; everything else is about 0.
 pub(super) fn domain(ty: TensorType) -> (f64, f64) {
     if ty.dtype == DType::U8 { (0.0, 4.0) } else { (-1.0, 1.0) }
 }

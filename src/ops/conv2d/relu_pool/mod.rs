@@ -109,8 +109,8 @@ impl Block {
     fn launch_slices(&self, kernel: Kernel, slices: usize, rows: usize, tiles: Tiles) -> Launch {
         let mut constants = self.constants(tiles.constants());
         constants.extend([("SLICES", slices as f64), ("PARTS", tiles.parts as f64)]);
-        let tiles = rows.div_ceil(tiles.tile[0]) * tiles.across(self.conv.filters);
-        Launch { kernel, constants, workgroups: Workgroups::fixed(slices * tiles) }
+        let of_slice = rows.div_ceil(tiles.tile[0]) * tiles.across(self.conv.filters);
+        Launch { kernel, constants, workgroups: Workgroups::fixed(slices * of_slice) }
     }
 
     /// The launch of a kernel of cooperative matrices that has so many rows an image, and columns.
