@@ -5,11 +5,11 @@
 //   dy  [N, OH, OW, GROUPS·FILTERS]                  FILTERS a multiple of 4
 //   dw  [SLICES, KH, KW, CHANNELS, GROUPS·FILTERS]   every element written exactly once
 //
-// conv2d_weight_grad_registers for channels that do not come in fours: each of the 16 rows has a tap and a channel of its
-// own, and it takes one pixel of dy at a time.
+// conv2d_weight_grad_registers for channels that do not come in fours: each of the 32 rows has a tap and a channel of its own,
+// and an invocation loads four pixels of one row in SPREAD.
 //
-// Dispatch: ceil(SLICES · ceil(KH·KW·CHANNELS / 16) · GROUPS · ceil(FILTERS / 16) / LANES) workgroups; an invocation's
-// neighbours are at the other filters of its rows.
+// Dispatch: SLICES · ceil(KH·KW·CHANNELS / 32) · GROUPS · ceil(FILTERS / 32) workgroups, for subgroups of SPREAD invocations or
+// more.
 // CPU twin: `Conv2dWeightGrad::reference` in src/ops/conv2d/grad.rs.
 
 override H: u32;
@@ -29,8 +29,11 @@ override CHANNELS: u32; // of x, in one group
 override FILTERS: u32;  // channels of y, in one group
 override SLICES: u32;
 
-const TILE = 16u; // edge of an invocation's tile of dw
-const LANES = 16u;
+override SPREAD: u32;   // invocations of a subgroup that share the loads of a tile, 4 or 8
+
+const TILE = 32u;  // rows of a tile
+const LANES = 8u;  // invocations of a workgroup, with four columns each
+const MOST = 8u;   // vectors that an invocation loads for all: TILE / SPREAD of them are used
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
@@ -40,161 +43,141 @@ struct Call {
 }
 var<immediate> call: Call;
 
-// What four rows are: the tap and the channel of each.
-struct Taps {
-    h: vec4<i32>,
-    v: vec4<i32>,
-    at: vec4<i32>, // as an index of x, from the corner of a window
-}
-
-fn taps(first: u32, rows: u32, part: u32) -> Taps {
-    let row = min(vec4(first, first + 1u, first + 2u, first + 3u), vec4(rows - 1u));
-    let tap = row / CHANNELS;
-    let h = vec4<i32>(tap / KW * DILATION_H);
-    let v = vec4<i32>(tap % KW * DILATION_W);
-    return Taps(h, v, (h * i32(W) + v) * i32(GROUPS * CHANNELS) + vec4<i32>(row % CHANNELS + part * CHANNELS));
-}
-
-// The window of an output pixel.
-struct Pixel {
+// What a row is: a channel of a tap.
+struct Tap {
     h: i32,
     v: i32,
-    at: i32, // as an index of x, which is negative if it is in the padding
+    at: i32, // as an index of x, from the corner of a window
 }
 
-fn window(k: u32) -> Pixel {
-    let h = i32(k / OW % OH * STRIDE_H) - i32(PAD_H);
-    let v = i32(k % OW * STRIDE_W) - i32(PAD_W);
-    return Pixel(h, v, ((i32(k / (OH * OW) * H) + h) * i32(W) + v) * i32(GROUPS * CHANNELS));
+fn tap_of(wanted: u32, rows: u32, part: u32) -> Tap {
+    let row = min(wanted, rows - 1u);
+    let tap = row / CHANNELS;
+    let h = i32(tap / KW * DILATION_H);
+    let v = i32(tap % KW * DILATION_W);
+    return Tap(h, v, (h * i32(W) + v) * i32(GROUPS * CHANNELS) + i32(row % CHANNELS + part * CHANNELS));
 }
 
-// Four rows of a pixel.
-fn load(taps: Taps, pixel: Pixel) -> vec4<f32> {
+// The windows of four output pixels of a run.
+struct Pixels {
+    inside: vec4<bool>, // of the run
+    h: vec4<i32>,
+    v: vec4<i32>,
+    at: vec4<i32>, // as an index of x, which is negative if it is in the padding
+}
+
+fn pixels(first: u32, end: u32) -> Pixels {
+    let k = vec4(first, first + 1u, first + 2u, first + 3u);
+    let h = vec4<i32>(k / OW % OH * STRIDE_H) - i32(PAD_H);
+    let v = vec4<i32>(k % OW * STRIDE_W) - i32(PAD_W);
+    return Pixels(k < vec4(end), h, v, ((vec4<i32>(k / (OH * OW) * H) + h) * i32(W) + v) * i32(GROUPS * CHANNELS));
+}
+
+// A row of four pixels.
+fn load(tap: Tap, pixels: Pixels) -> vec4<f32> {
     // A negative place is a huge one when unsigned.
-    let inside = (vec4<u32>(pixel.h + taps.h) < vec4(H)) & (vec4<u32>(pixel.v + taps.v) < vec4(W));
-    let at = select(vec4(0u), vec4<u32>(pixel.at + taps.at), inside);
+    let inside = pixels.inside & (vec4<u32>(pixels.h + tap.h) < vec4(H)) & (vec4<u32>(pixels.v + tap.v) < vec4(W));
+    let at = select(vec4(0u), vec4<u32>(pixels.at + tap.at), inside);
     return select(vec4<f32>(), vec4(x[at.x], x[at.y], x[at.z], x[at.w]), inside);
 }
 
-// What a pixel adds to four rows, a column each, of four filters.
-fn product(gradients: vec4<f32>, rows: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4(gradients * rows.x, gradients * rows.y, gradients * rows.z, gradients * rows.w);
+// Four of the tile's vectors, a column each.
+fn four(own: ptr<function, array<vec4<f32>, MOST>>, first: u32) -> mat4x4<f32> {
+    return mat4x4(one(own, first), one(own, first + 1u), one(own, first + 2u), one(own, first + 3u));
 }
 
-@compute @workgroup_size(16)
+fn one(own: ptr<function, array<vec4<f32>, MOST>>, i: u32) -> vec4<f32> {
+    return subgroupShuffle((*own)[i / SPREAD], i % SPREAD);
+}
+
+@compute @workgroup_size(8)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_invocation_id) id: u32,
 ) {
     let rows = KH * KW * CHANNELS;
     let tiles_m = (rows + TILE - 1u) / TILE;
-    let tiles_n = (FILTERS + TILE - 1u) / TILE;
-    let tile = (group.y * groups.x + group.x) * LANES + lane;
+    let tiles_n = (FILTERS + 4u * LANES - 1u) / (4u * LANES);
+    let tile = group.y * groups.x + group.x;
     let slice = tile / (tiles_m * GROUPS * tiles_n);
     if slice >= SLICES {
         return;
     }
     let row = tile / (GROUPS * tiles_n) % tiles_m * TILE;
     let part = tile / tiles_n % GROUPS;
-    let column = tile % tiles_n * TILE;
+    let column = (tile % tiles_n * LANES + lane) * 4u;
     let images = call.batch * OH * OW;
     let run = (images + SLICES - 1u) / SLICES;
-    let first = min(slice * run, images);
-    let end = min(first + run, images);
-    let taps0 = taps(row, rows, part);
-    let taps1 = taps(row + 4u, rows, part);
-    let taps2 = taps(row + 8u, rows, part);
-    let taps3 = taps(row + 12u, rows, part);
-    // The four quads of columns, as indices of a row of dy or of dw.
-    let quads = min(vec4(column, column + 4u, column + 8u, column + 12u), vec4(FILTERS - 4u)) / 4u + part * FILTERS / 4u;
-
-    // s12: rows 4 to 7, columns 8 to 11. A column of the matrix is a row of the tile.
-    var s00 = mat4x4<f32>();
-    var s01 = mat4x4<f32>();
-    var s02 = mat4x4<f32>();
-    var s03 = mat4x4<f32>();
-    var s10 = mat4x4<f32>();
-    var s11 = mat4x4<f32>();
-    var s12 = mat4x4<f32>();
-    var s13 = mat4x4<f32>();
-    var s20 = mat4x4<f32>();
-    var s21 = mat4x4<f32>();
-    var s22 = mat4x4<f32>();
-    var s23 = mat4x4<f32>();
-    var s30 = mat4x4<f32>();
-    var s31 = mat4x4<f32>();
-    var s32 = mat4x4<f32>();
-    var s33 = mat4x4<f32>();
-    for (var k = first; k < end; k += 1u) {
-        let pixel = window(k);
-        let at = k * (GROUPS * FILTERS / 4u);
-        let a0 = load(taps0, pixel);
-        let a1 = load(taps1, pixel);
-        let a2 = load(taps2, pixel);
-        let a3 = load(taps3, pixel);
-        let b0 = dy[at + quads.x];
-        s00 += product(b0, a0);
-        s10 += product(b0, a1);
-        s20 += product(b0, a2);
-        s30 += product(b0, a3);
-        let b1 = dy[at + quads.y];
-        s01 += product(b1, a0);
-        s11 += product(b1, a1);
-        s21 += product(b1, a2);
-        s31 += product(b1, a3);
-        let b2 = dy[at + quads.z];
-        s02 += product(b2, a0);
-        s12 += product(b2, a1);
-        s22 += product(b2, a2);
-        s32 += product(b2, a3);
-        let b3 = dy[at + quads.w];
-        s03 += product(b3, a0);
-        s13 += product(b3, a1);
-        s23 += product(b3, a2);
-        s33 += product(b3, a3);
+    let first_pixel = min(slice * run, images);
+    let end = min(first_pixel + run, images);
+    var taps: array<Tap, MOST>;
+    for (var i = 0u; i < TILE / SPREAD; i += 1u) {
+        taps[i] = tap_of(row + i * SPREAD + id % SPREAD, rows, part);
     }
-    let wanted = vec4(column, column + 4u, column + 8u, column + 12u) < vec4(FILTERS);
-    let out = slice * rows;
-    store(row, rows, out, quads.x, wanted.x, s00, s10, s20, s30);
-    store(row, rows, out, quads.y, wanted.y, s01, s11, s21, s31);
-    store(row, rows, out, quads.z, wanted.z, s02, s12, s22, s32);
-    store(row, rows, out, quads.w, wanted.w, s03, s13, s23, s33);
-}
-
-// Stores a quad of columns of all rows.
-fn store(
-    row: u32,
-    rows: u32,
-    first: u32,
-    quad: u32,
-    wanted: bool,
-    s0: mat4x4<f32>,
-    s1: mat4x4<f32>,
-    s2: mat4x4<f32>,
-    s3: mat4x4<f32>,
-) {
-    if wanted {
-        store_rows(row, rows, first, quad, s0);
-        store_rows(row + 4u, rows, first, quad, s1);
-        store_rows(row + 8u, rows, first, quad, s2);
-        store_rows(row + 12u, rows, first, quad, s3);
-    }
-}
-
-fn store_rows(row: u32, rows: u32, first: u32, quad: u32, s: mat4x4<f32>) {
+    // The invocation's filters, as an index of a row of dy or of dw.
     let pitch = GROUPS * FILTERS / 4u;
-    let at = (first + row) * pitch + quad;
-    if row < rows {
-        dw[at] = s[0];
+    let quad = min(column, FILTERS - 4u) / 4u + part * FILTERS / 4u;
+
+    // s1: rows 4 to 7. A column of the matrix is a row of the tile.
+    var s0 = mat4x4<f32>();
+    var s1 = mat4x4<f32>();
+    var s2 = mat4x4<f32>();
+    var s3 = mat4x4<f32>();
+    var s4 = mat4x4<f32>();
+    var s5 = mat4x4<f32>();
+    var s6 = mat4x4<f32>();
+    var s7 = mat4x4<f32>();
+    for (var k = first_pixel; k < end; k += 4u) {
+        let seen = pixels(k, end);
+        var own: array<vec4<f32>, MOST>;
+        for (var i = 0u; i < TILE / SPREAD; i += 1u) {
+            own[i] = load(taps[i], seen);
+        }
+        let at = min(vec4(k, k + 1u, k + 2u, k + 3u), vec4(end - 1u)) * pitch + quad;
+        let gradients = mat4x4(dy[at.x], dy[at.y], dy[at.z], dy[at.w]);
+        s0 += gradients * four(&own, 0u);
+        s1 += gradients * four(&own, 4u);
+        s2 += gradients * four(&own, 8u);
+        s3 += gradients * four(&own, 12u);
+        s4 += gradients * four(&own, 16u);
+        s5 += gradients * four(&own, 20u);
+        s6 += gradients * four(&own, 24u);
+        s7 += gradients * four(&own, 28u);
     }
-    if row + 1u < rows {
-        dw[at + pitch] = s[1];
+    if column >= FILTERS {
+        return;
     }
-    if row + 2u < rows {
-        dw[at + 2u * pitch] = s[2];
+    // In a loop: half of the time that a software adapter compiled went into stores.
+    for (var m = 0u; m < min(TILE, rows - row + 3u) / 4u; m += 1u) {
+        let first = row + 4u * m;
+        dw[(slice * rows + first) * pitch + quad] = pick(m, s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0]);
+        if first + 1u < rows {
+            dw[(slice * rows + first + 1u) * pitch + quad] = pick(m, s0[1], s1[1], s2[1], s3[1], s4[1], s5[1], s6[1], s7[1]);
+        }
+        if first + 2u < rows {
+            dw[(slice * rows + first + 2u) * pitch + quad] = pick(m, s0[2], s1[2], s2[2], s3[2], s4[2], s5[2], s6[2], s7[2]);
+        }
+        if first + 3u < rows {
+            dw[(slice * rows + first + 3u) * pitch + quad] = pick(m, s0[3], s1[3], s2[3], s3[3], s4[3], s5[3], s6[3], s7[3]);
+        }
     }
-    if row + 3u < rows {
-        dw[at + 3u * pitch] = s[3];
-    }
+}
+
+// The i-th of eight, without a branch or a place in memory.
+fn pick(
+    i: u32,
+    v0: vec4<f32>,
+    v1: vec4<f32>,
+    v2: vec4<f32>,
+    v3: vec4<f32>,
+    v4: vec4<f32>,
+    v5: vec4<f32>,
+    v6: vec4<f32>,
+    v7: vec4<f32>,
+) -> vec4<f32> {
+    let low = select(select(v0, v1, i == 1u), select(v2, v3, i == 3u), i >= 2u);
+    let high = select(select(v4, v5, i == 5u), select(v6, v7, i == 7u), i >= 6u);
+    return select(low, high, i >= 4u);
 }

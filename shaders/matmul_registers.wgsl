@@ -4,12 +4,13 @@
 //   b  [K, N], or [N, K] if TRANSPOSE_B   row-major, the last axis a multiple of 4
 //   c  [M, N]                             row-major, N a multiple of 4, every element written exactly once
 //
-// The product of matmul without workgroup memory and barriers, for adapters on which those are slow. One invocation computes
-// a 16×16 tile of C in registers, as 4×4 matrices: along K it takes 4×16 of A and of B. Past an edge the last row or column is
-// computed again and not stored; past the end of K, which only [K, M] and [K, N] can have inside a load, A counts as zero. All
-// of A is loaded before B: LLVM then keeps more of it in registers.
+// The product of matmul without workgroup memory and barriers, for adapters on which those are slow. A workgroup computes a
+// 32×32 tile of C, an invocation four of its columns, in registers, as 4×4 matrices: along K it takes 32×4 of A and 4×4 of B. All
+// invocations need the same of A: of its 32 vectors, a row's four k, or four rows of one k, each loads one in SPREAD, and has the
+// others from its neighbours, which costs such adapters far less than a load. Past an edge the last row or column is computed
+// again and not stored; past the end of K, which only [K, M] and [K, N] can have inside a load, A counts as zero.
 //
-// Dispatch: ceil(M / (16·LANES)) · ceil(N / 16) workgroups; an invocation's neighbours are at the other columns of its rows.
+// Dispatch: ceil(M / 32) · ceil(N / 32) workgroups, for subgroups of SPREAD invocations or more.
 // CPU twin: `Matmul::reference` in src/ops/matmul.rs.
 
 override M: u32; // 0: the batch
@@ -18,8 +19,11 @@ override K: u32; // 0: the batch
 override TRANSPOSE_A: bool = false;
 override TRANSPOSE_B: bool = false;
 
-const TILE = 16u; // edge of an invocation's tile of C
-const LANES = 8u;
+override SPREAD: u32;   // invocations of a subgroup that share the loads of a tile, 4 or 8
+
+const TILE = 32u;  // rows of a tile
+const LANES = 8u;  // invocations of a workgroup, with four columns each
+const MOST = 8u;   // vectors that an invocation loads for all: TILE / SPREAD of them are used
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
@@ -29,21 +33,14 @@ struct Call {
 }
 var<immediate> call: Call;
 
-// Four rows, a column each, at four k.
-fn load_a(row: u32, k: u32, rows: u32, depth: u32) -> mat4x4<f32> {
+// A vector of A: four k of row i of the tile, or, of [K, M], four rows from i / 4 on at one k.
+fn load_a(row: u32, i: u32, k: u32, rows: u32, depth: u32) -> vec4<f32> {
     if TRANSPOSE_A {
-        let steps = vec4(k, k + 1u, k + 2u, k + 3u);
-        let at = min(steps, vec4(depth - 1u)) * (rows / 4u) + min(row, rows - 4u) / 4u;
-        let inside = steps < vec4(depth);
-        return transpose(mat4x4(
-            select(vec4<f32>(), a[at.x], inside.x),
-            select(vec4<f32>(), a[at.y], inside.y),
-            select(vec4<f32>(), a[at.z], inside.z),
-            select(vec4<f32>(), a[at.w], inside.w),
-        ));
+        let step = k + i % 4u;
+        let at = min(step, depth - 1u) * (rows / 4u) + min(row + i / 4u * 4u, rows - 4u) / 4u;
+        return select(vec4<f32>(), a[at], step < depth);
     }
-    let at = min(vec4(row, row + 1u, row + 2u, row + 3u), vec4(rows - 1u)) * (depth / 4u) + k / 4u;
-    return mat4x4(a[at.x], a[at.y], a[at.z], a[at.w]);
+    return a[min(row + i, rows - 1u) * (depth / 4u) + k / 4u];
 }
 
 // Four k, a column each, of four columns.
@@ -57,94 +54,97 @@ fn load_b(k: u32, column: u32, depth: u32) -> mat4x4<f32> {
     return mat4x4(b[at.x], b[at.y], b[at.z], b[at.w]);
 }
 
+// Four rows of the tile, a column each, at four k.
+fn rows_of(own: ptr<function, array<vec4<f32>, MOST>>, first: u32) -> mat4x4<f32> {
+    let vectors = four(own, first);
+    if TRANSPOSE_A {
+        return transpose(vectors);
+    }
+    return vectors;
+}
+
+// Four of the tile's vectors, a column each.
+fn four(own: ptr<function, array<vec4<f32>, MOST>>, first: u32) -> mat4x4<f32> {
+    return mat4x4(one(own, first), one(own, first + 1u), one(own, first + 2u), one(own, first + 3u));
+}
+
+fn one(own: ptr<function, array<vec4<f32>, MOST>>, i: u32) -> vec4<f32> {
+    return subgroupShuffle((*own)[i / SPREAD], i % SPREAD);
+}
+
 @compute @workgroup_size(8)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_invocation_id) id: u32,
 ) {
     let rows = select(M, call.batch, M == 0u);
     let depth = select(K, call.batch, K == 0u);
-    let tiles_n = (N + TILE - 1u) / TILE;
-    let tile = (group.y * groups.x + group.x) * LANES + lane;
+    let tiles_n = (N + 4u * LANES - 1u) / (4u * LANES);
+    let tile = group.y * groups.x + group.x;
     let row = tile / tiles_n * TILE;
-    let column = tile % tiles_n * TILE;
+    let column = (tile % tiles_n * LANES + lane) * 4u;
     if row >= rows {
         return;
     }
 
-    // s12: rows 4 to 7, columns 8 to 11. A column of the matrix is a row of the tile.
-    var s00 = mat4x4<f32>();
-    var s01 = mat4x4<f32>();
-    var s02 = mat4x4<f32>();
-    var s03 = mat4x4<f32>();
-    var s10 = mat4x4<f32>();
-    var s11 = mat4x4<f32>();
-    var s12 = mat4x4<f32>();
-    var s13 = mat4x4<f32>();
-    var s20 = mat4x4<f32>();
-    var s21 = mat4x4<f32>();
-    var s22 = mat4x4<f32>();
-    var s23 = mat4x4<f32>();
-    var s30 = mat4x4<f32>();
-    var s31 = mat4x4<f32>();
-    var s32 = mat4x4<f32>();
-    var s33 = mat4x4<f32>();
+    // s1: rows 4 to 7. A column of the matrix is a row of the tile.
+    var s0 = mat4x4<f32>();
+    var s1 = mat4x4<f32>();
+    var s2 = mat4x4<f32>();
+    var s3 = mat4x4<f32>();
+    var s4 = mat4x4<f32>();
+    var s5 = mat4x4<f32>();
+    var s6 = mat4x4<f32>();
+    var s7 = mat4x4<f32>();
     for (var k = 0u; k < depth; k += 4u) {
-        let a0 = load_a(row, k, rows, depth);
-        let a1 = load_a(row + 4u, k, rows, depth);
-        let a2 = load_a(row + 8u, k, rows, depth);
-        let a3 = load_a(row + 12u, k, rows, depth);
-        let b0 = load_b(k, column, depth);
-        s00 += b0 * a0;
-        s10 += b0 * a1;
-        s20 += b0 * a2;
-        s30 += b0 * a3;
-        let b1 = load_b(k, column + 4u, depth);
-        s01 += b1 * a0;
-        s11 += b1 * a1;
-        s21 += b1 * a2;
-        s31 += b1 * a3;
-        let b2 = load_b(k, column + 8u, depth);
-        s02 += b2 * a0;
-        s12 += b2 * a1;
-        s22 += b2 * a2;
-        s32 += b2 * a3;
-        let b3 = load_b(k, column + 12u, depth);
-        s03 += b3 * a0;
-        s13 += b3 * a1;
-        s23 += b3 * a2;
-        s33 += b3 * a3;
+        var own: array<vec4<f32>, MOST>;
+        for (var i = 0u; i < TILE / SPREAD; i += 1u) {
+            own[i] = load_a(row, i * SPREAD + id % SPREAD, k, rows, depth);
+        }
+        let columns = load_b(k, column, depth);
+        s0 += columns * rows_of(&own, 0u);
+        s1 += columns * rows_of(&own, 4u);
+        s2 += columns * rows_of(&own, 8u);
+        s3 += columns * rows_of(&own, 12u);
+        s4 += columns * rows_of(&own, 16u);
+        s5 += columns * rows_of(&own, 20u);
+        s6 += columns * rows_of(&own, 24u);
+        s7 += columns * rows_of(&own, 28u);
     }
-    store(row, column, rows, s00, s10, s20, s30);
-    store(row, column + 4u, rows, s01, s11, s21, s31);
-    store(row, column + 8u, rows, s02, s12, s22, s32);
-    store(row, column + 12u, rows, s03, s13, s23, s33);
-}
-
-// Stores a quad of columns of all rows.
-fn store(row: u32, column: u32, rows: u32, s0: mat4x4<f32>, s1: mat4x4<f32>, s2: mat4x4<f32>, s3: mat4x4<f32>) {
-    if column < N {
-        store_rows(row, column, rows, s0);
-        store_rows(row + 4u, column, rows, s1);
-        store_rows(row + 8u, column, rows, s2);
-        store_rows(row + 12u, column, rows, s3);
+    if column >= N {
+        return;
+    }
+    // In a loop: half of the time that a software adapter compiled went into stores.
+    for (var m = 0u; m < min(TILE, rows - row + 3u) / 4u; m += 1u) {
+        let first = row + 4u * m;
+        c[(first * N + column) / 4u] = pick(m, s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0]);
+        if first + 1u < rows {
+            c[((first + 1u) * N + column) / 4u] = pick(m, s0[1], s1[1], s2[1], s3[1], s4[1], s5[1], s6[1], s7[1]);
+        }
+        if first + 2u < rows {
+            c[((first + 2u) * N + column) / 4u] = pick(m, s0[2], s1[2], s2[2], s3[2], s4[2], s5[2], s6[2], s7[2]);
+        }
+        if first + 3u < rows {
+            c[((first + 3u) * N + column) / 4u] = pick(m, s0[3], s1[3], s2[3], s3[3], s4[3], s5[3], s6[3], s7[3]);
+        }
     }
 }
 
-fn store_rows(row: u32, column: u32, rows: u32, s: mat4x4<f32>) {
-    let pitch = N / 4u;
-    let at = row * pitch + column / 4u;
-    if row < rows {
-        c[at] = s[0];
-    }
-    if row + 1u < rows {
-        c[at + pitch] = s[1];
-    }
-    if row + 2u < rows {
-        c[at + 2u * pitch] = s[2];
-    }
-    if row + 3u < rows {
-        c[at + 3u * pitch] = s[3];
-    }
+// The i-th of eight, without a branch or a place in memory.
+fn pick(
+    i: u32,
+    v0: vec4<f32>,
+    v1: vec4<f32>,
+    v2: vec4<f32>,
+    v3: vec4<f32>,
+    v4: vec4<f32>,
+    v5: vec4<f32>,
+    v6: vec4<f32>,
+    v7: vec4<f32>,
+) -> vec4<f32> {
+    let low = select(select(v0, v1, i == 1u), select(v2, v3, i == 3u), i >= 2u);
+    let high = select(select(v4, v5, i == 5u), select(v6, v7, i == 7u), i >= 6u);
+    return select(low, high, i >= 4u);
 }

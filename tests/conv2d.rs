@@ -112,7 +112,7 @@ fn executors_pick_the_kernel_of_their_style_and_plans_show_all() {
     let y = graph.conv2d(x, w, Conv2d::default()).unwrap();
     let plan = Plan::new(&graph, &[y], 2).unwrap();
     let lines: Vec<String> = plan.to_string().lines().take(4).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    assert!(lines[1].starts_with("0 conv2d 1 [N, 8, 8, 4]") && lines[2] == "or registers conv2d_registers 1", "{lines:?}");
+    assert!(lines[1].starts_with("0 conv2d 1 [N, 8, 8, 4]") && lines[2] == "or registers conv2d_registers 3", "{lines:?}");
     assert!(lines[3].starts_with("or portable conv2d/") && lines[3].ends_with("more of other tiles"), "{lines:?}");
     for gpu in shared_gpus() {
         for (style, kernel) in [(Style::Portable, "conv2d"), (Style::Registers, "conv2d_registers")] {

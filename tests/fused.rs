@@ -43,6 +43,11 @@ struct Network {
 }
 
 fn network(conv: Conv2d, function: Function, window: Window) -> Network {
+    network_of([8, 12], conv, function, window)
+}
+
+/// The same with so many filters in each convolution.
+fn network_of(filters: [usize; 2], conv: Conv2d, function: Function, window: Window) -> Network {
     let mut graph = Graph::new();
     let x = graph.input("x", TensorType::f32(Shape::batched(&[15, 13, 3])));
     let labels = graph.input("labels", TensorType::u32(Shape::batched(&[])));
@@ -53,7 +58,7 @@ fn network(conv: Conv2d, function: Function, window: Window) -> Network {
         param
     };
     let (mut y, mut convs) = (x, Vec::new());
-    for [channels, filters] in [[3, 8], [8, 12]] {
+    for [channels, filters] in [[3, filters[0]], filters] {
         let (w, b) = (param(&mut graph, &[3, 3, channels, filters]), param(&mut graph, &[filters]));
         y = graph.conv2d(y, w, conv).unwrap();
         convs.push(y);
@@ -104,16 +109,21 @@ fn a_fused_plan_gives_the_plain_plans_numbers_in_fewer_steps_and_less_memory() {
         assert_eq!((fused_steps(&plain), fused_steps(&fused)), (0, 4));
         let threads = Plan::for_style(Style::Cpu, &network.graph, &network.roots, 4).unwrap();
         assert_eq!(fused_steps(&threads), 5, "a processor does one after the other");
+        let registers = Arc::new(Plan::for_style(Style::Registers, &network.graph, &network.roots, 4).unwrap());
+        assert_eq!(fused_steps(&registers), 5, "and so does what keeps to registers");
         assert!(fused.steps().len() + 10 <= plain.steps().len() && fused.slot_bytes() < plain.slot_bytes());
         for batch in [1, 3, 4] {
             let values = leaves(&network, batch);
             let want = reference::run(&plain, &mut values.clone(), batch).unwrap();
-            let got = reference::run(&fused, &mut values.clone(), batch).unwrap();
-            for root in &network.roots {
-                compare(&got[root], &want[root], 1e-12).unwrap();
+            for plan in [&fused, &registers] {
+                let got = reference::run(plan, &mut values.clone(), batch).unwrap();
+                for root in &network.roots {
+                    compare(&got[root], &want[root], 1e-12).unwrap();
+                }
             }
-            for mut exec in executors() {
-                let id = exec.load(fused.clone()).unwrap();
+            let runs = [&fused, &registers].into_iter().flat_map(|plan| executors().into_iter().map(move |exec| (plan, exec)));
+            for (plan, mut exec) in runs {
+                let id = exec.load(plan.clone()).unwrap();
                 for (&leaf, value) in &values {
                     if leaf == network.labels {
                         write_u32(exec.as_mut_executor(), leaf, &value.iter().map(|&v| v as u32).collect::<Vec<_>>()).unwrap();
@@ -158,6 +168,19 @@ fn the_plan_for_threads_has_no_slices_and_the_same_numbers() {
         for root in &network.roots {
             compare(&got[root], &want[root], 1e-12).unwrap();
         }
+    }
+}
+
+#[test]
+fn the_plan_for_registers_leaves_a_block_whose_images_gradient_has_no_such_kernel() {
+    for (filters, fused, for_registers) in [([8, 12], 4, 5), ([10, 12], 3, 0)] {
+        let network = network_of(filters, Conv2d::default(), Function::Relu, POOL);
+        assert_eq!(fused_steps(&Plan::fused(&network.graph, &network.roots, 4).unwrap()), fused, "{filters:?}");
+        let plan = Plan::for_style(Style::Registers, &network.graph, &network.roots, 4).unwrap();
+        assert_eq!(fused_steps(&plan), for_registers, "{filters:?}");
+        assert!(slices(&plan).iter().all(|&slices| slices <= 16), "{:?}", slices(&plan));
+        let blocks = plan.steps().iter().filter(|step| step.op.rules().name().starts_with("conv2d_relu_pool"));
+        blocks.for_each(|step| assert_eq!(step.of_style(Style::Registers).style, Style::Registers, "{}", step.title()));
     }
 }
 
@@ -214,17 +237,24 @@ fn chains_that_no_kernel_does_are_left_as_they_are() {
 
 #[test]
 fn where_pixels_tie_or_are_nan_the_fused_operator_does_as_the_chain() {
+    [1, 4].into_iter().for_each(ties_and_nan); // kernels may take channels by fours
+}
+
+/// Of so many channels, all but the first zero.
+fn ties_and_nan(channels: usize) {
     // One filter of each kind: all pixels equal and positive, all stopped by ReLU, and a NaN.
     let mut graph = Graph::new();
-    let x = graph.input("x", TensorType::f32(Shape::batched(&[2, 2, 1])));
-    let w = graph.input("w", TensorType::f32(Shape::fixed(&[1, 1, 1, 4])));
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[2, 2, channels])));
+    let w = graph.input("w", TensorType::f32(Shape::fixed(&[1, 1, channels, 4])));
     let b = graph.input("b", TensorType::f32(Shape::fixed(&[4])));
+    let pixels: Vec<f32> = [1.0, 2.0, 2.0, -1.0].into_iter().flat_map(|v| [v, 0.0, 0.0, 0.0].into_iter().take(channels)).collect();
+    let weights: Vec<f32> = [0.0, 1.0, -1.0, 1.0].into_iter().chain([0.0; 12]).take(4 * channels).collect();
     let y = graph.apply(Conv2dReluPool { conv: Conv2d::default(), output: DType::F32 }, &[x, w, b]).unwrap();
     let place = graph.extra_outputs(y)[0];
     let plan = Arc::new(Plan::new(&graph, &[y, place], 1).unwrap());
     for mut exec in executors() {
         let id = exec.load(plan.clone()).unwrap();
-        for (leaf, values) in [(x, &[1.0, 2.0, 2.0, -1.0][..]), (w, &[0.0, 1.0, -1.0, 1.0]), (b, &[3.0, 0.0, -5.0, f32::NAN])] {
+        for (leaf, values) in [(x, &pixels[..]), (w, &weights), (b, &[3.0, 0.0, -5.0, f32::NAN])] {
             write_f32(exec.as_mut_executor(), leaf, values).unwrap();
         }
         exec.poison(id).unwrap();

@@ -10,8 +10,8 @@ use shadernet::exec::cpu::CpuExecutor;
 use shadernet::exec::gpu::{AdapterSummary, Checks, DeviceChoice, Gpu, GpuExecutor, adapters, choose};
 use shadernet::exec::{Executor, read_f32, write_f32};
 use shadernet::graph::{Graph, TensorId};
-use shadernet::ops::{Kernel, Launch, Reference, Rules, Workgroups};
-use shadernet::plan::Plan;
+use shadernet::ops::{Kernel, Launch, Reference, Rules, Style, Workgroups};
+use shadernet::plan::{Choices, Plan};
 use shadernet::shape::{Shape, TensorType};
 
 /// `relu(x)` of `extents` an image: the plan, its input and its root.
@@ -392,4 +392,26 @@ fn executors_that_come_and_go_leave_no_memory_behind() {
         let now = held();
         assert_eq!(*after_first.get_or_insert(now), now);
     }
+}
+
+#[test]
+fn a_device_without_subgroups_runs_what_needs_none() {
+    let Some((device, queue)) = host_device(wgpu::Features::IMMEDIATES) else { return };
+    let gpu = Gpu::from_wgpu(device, queue, "the host's", Checks::Off).unwrap().with_style(Style::Registers);
+    assert_eq!(gpu.style(), Style::Portable, "kernels of registers need SUBGROUP");
+    let mut graph = Graph::new();
+    let (a, b) = (graph.input("a", TensorType::f32(Shape::batched(&[8]))), graph.input("b", TensorType::f32(Shape::fixed(&[8, 8]))));
+    let y = graph.matmul(a, b).unwrap();
+    let plan = Arc::new(Plan::new(&graph, &[y], 4).unwrap());
+    let mut exec = GpuExecutor::new(gpu);
+    // Not even where someone names one.
+    let mut choices = Choices::default();
+    choices.set(&plan.steps()[0].key, "matmul_registers");
+    exec.choose(&choices);
+    assert_eq!(exec.pick(&plan.steps()[0]).name, "matmul");
+    let id = exec.load(plan).unwrap();
+    write_f32(&mut exec, a, &[1.0; 32]).unwrap();
+    write_f32(&mut exec, b, &[0.5; 64]).unwrap();
+    exec.run(id, &[4]).unwrap();
+    assert_eq!(exec.read(id, y, 4).unwrap(), [4.0f32; 32].map(f32::to_le_bytes).concat());
 }

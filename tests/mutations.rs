@@ -389,7 +389,7 @@ fn every_kernel_has_a_mutation_and_every_mutation_is_valid_wgsl() {
     races.extend(cooperative::races());
     let count = |targets: &[Target]| targets.iter().map(|target| target.faults.len()).sum::<usize>();
     println!("{} mutations, {} races", count(&mutations), count(&races));
-    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP;
     for target in mutations.iter().chain(&races) {
         for &fault in &target.faults {
             let source = target.broken(fault);

@@ -9,7 +9,7 @@ use common::examples::{Example, examples};
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Expression, Literal, Module, ShaderStage, StorageAccess, TypeInner};
-use shadernet::ops::Launch;
+use shadernet::ops::{LEAST_SPREAD, Launch, SPREAD};
 
 /// The kernels by stem, with their text.
 fn files() -> BTreeMap<String, String> {
@@ -18,13 +18,14 @@ fn files() -> BTreeMap<String, String> {
     wgsl.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap())).collect()
 }
 
-/// Parses and validates with nothing but what every adapter has, and f16 or cooperative matrices where the kernel's name says that it is
-/// for that.
+/// Parses and validates with nothing but what every adapter has, f16 or cooperative matrices where the kernel's name says that it is
+/// for that, and subgroups where it has the constant that says how many invocations share loads.
 fn validate(stem: &str, source: &str) -> (Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
     let mut capabilities = Capabilities::IMMEDIATES;
     capabilities.set(Capabilities::SHADER_FLOAT16, stem.contains("_f16_") || is_cooperative(stem));
     capabilities.set(Capabilities::COOPERATIVE_MATRIX, is_cooperative(stem));
+    capabilities.set(Capabilities::SUBGROUP, overridden(&module, SPREAD));
     let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
     let info = info.unwrap_or_else(|e| panic!("{stem}.wgsl: {}", e.emit_to_string(source)));
     (module, info)
@@ -269,8 +270,12 @@ fn tiles_of_launches_are_those_of_their_kernels() {
                 set["TILE_M"]
             }
             "conv2d_relu_pool_grad" => set["TILE_MX"],
-            "conv2d_registers" | "conv2d_registers_narrow" | "conv2d_input_grad_registers" | "matmul_registers" => {
-                constants["TILE"] * lanes.unwrap()
+            _ if launch.spread().is_some() => {
+                if stem.contains("weight_grad") {
+                    1
+                } else {
+                    constants["TILE"]
+                }
             }
             "overflow" => 16 * lanes.unwrap(),              // 8 words of each invocation
             "adam_quads" | "sum_slices" => *lanes.unwrap(), // counted in quads
@@ -281,6 +286,10 @@ fn tiles_of_launches_are_those_of_their_kernels() {
         if let (Some(tile), Some(block)) = (constants.get("TILE"), constants.get("BLOCK")) {
             let parts = constants.get("PARTS").unwrap_or(&1);
             assert_eq!((tile / block) * (tile / block) * parts, *lanes.unwrap(), "{name}: blocks of a tile and invocations");
+        }
+        if let Some(spread) = launch.spread() {
+            assert!(spread.is_power_of_two() && spread >= LEAST_SPREAD && spread <= *lanes.unwrap(), "{name}: {spread}");
+            assert_eq!(constants["TILE"] / LEAST_SPREAD, constants["MOST"], "{name}: room for what an invocation loads");
         }
         for (_, shared) in set.iter().filter(|(name, _)| name.starts_with("SHARERS") || **name == "OUTPUTS") {
             assert!(shared.is_power_of_two() && shared <= lanes.unwrap(), "{name}: {shared}");

@@ -16,7 +16,7 @@ use super::{CIFAR10_IMAGES, Device, Result, answer, answer_json, batch_size, for
 ///
 /// For each dispatch: layer, kernel, workgroups, shapes with the slots of memory they are in, and bytes. Without `--device` no device
 /// is needed: the plan is that of hardware GPUs, with every kind of kernel that an executor may pick. The CPU's has no slices, and
-/// software adapters run convolutions and dense layers operator by operator. With it, the plan is that of the device, with the kernels picked there.
+/// software adapters run dense layers operator by operator. With it, the plan is that of the device, with the kernels picked there.
 /// The data set is reckoned as CIFAR-10, in one buffer.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  shadernet plan\n  shadernet plan cnn.safetensors --batch-size 256 --json")]

@@ -60,9 +60,14 @@ pub trait Executor: Send {
         false
     }
 
+    /// Whether invocations of a subgroup can hand each other values there, [`LEAST_SPREAD`](crate::ops::LEAST_SPREAD) of them at least.
+    fn shares(&self) -> bool {
+        false
+    }
+
     /// Whether it can run this one of a step's kernels.
     fn runs(&self, candidate: &Candidate<'_>) -> bool {
-        candidate.matrices.is_none_or(|matrices| self.multiplies(matrices))
+        candidate.matrices.is_none_or(|matrices| self.multiplies(matrices)) && (candidate.launch.spread().is_none() || self.shares())
     }
 
     /// Which of a step's kernels this executor runs, if it runs WGSL.

@@ -1,6 +1,6 @@
 //! Matrix product. The flags let the backward pass read a factor transposed instead of copying it.
 
-use super::{Cpu, Kernel, Launch, Reference, Rules, Tiles, Variant, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, SPREAD, Tiles, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::{self, gemm::Matrix};
@@ -9,8 +9,11 @@ use crate::shape::{DType, Shape, TensorType};
 /// Into what the portable kernel cuts C.
 const TILES: Tiles = Tiles { tile: [64, 64], step: 16, block: [4, 4], parts: 1 };
 
-/// Edge of the tile that one invocation of `matmul_registers` computes, and its invocations; `TILE` and `LANES` in it.
-const REGISTERS: [usize; 2] = [16, 8];
+/// Edge of the tile that one workgroup of `matmul_registers` computes; `TILE` in it.
+const REGISTERS: usize = 32;
+
+/// Invocations of a subgroup that share a tile's loads in `matmul_registers`, where it has so many.
+const SHARERS: f64 = 8.0;
 
 /// `C = op(A) · op(B)` of operands A and B, where `op` transposes if asked. M or K may be the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -148,11 +151,12 @@ impl Rules for Matmul {
     }
 
     fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
-        let [tile, lanes] = REGISTERS;
         let mut variants = Tiles::variants(TILES, output.shape.last(), Tiles::any, |tiles| self.portable(inputs, tiles));
         // This one loads and stores in fours.
         if [inputs[0], inputs[1], output].iter().all(|ty| ty.shape.last().is_multiple_of(4)) {
-            variants.extend(Variant::registers(self.tiled(inputs, kernel!("matmul_registers"), [tile * lanes, tile])));
+            let mut launch = self.tiled(inputs, kernel!("matmul_registers"), [REGISTERS; 2]);
+            launch.constants.push((SPREAD, SHARERS));
+            variants.extend(Variant::registers(launch));
         }
         variants
     }

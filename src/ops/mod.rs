@@ -119,6 +119,21 @@ pub struct Launch {
     pub workgroups: Workgroups,
 }
 
+/// The constant of kernels whose invocations hand each other what they load: how many of a subgroup share the loads. The value in a
+/// launch is the most that the kernel can use, a power of two; an executor gives it no more than its subgroups have.
+pub const SPREAD: &str = "SPREAD";
+
+/// The least value of [`SPREAD`] that kernels are written for.
+pub const LEAST_SPREAD: u32 = 4;
+
+impl Launch {
+    /// How many invocations of a subgroup can share the kernel's loads, if it is of this kind: then it needs
+    /// [`LEAST_SPREAD`] at least.
+    pub fn spread(&self) -> Option<u32> {
+        self.constants.iter().find(|(name, _)| *name == SPREAD).map(|&(_, value)| value as u32)
+    }
+}
+
 /// What a kernel's speed rests on, by which an executor picks among those of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -126,8 +141,8 @@ pub enum Style {
     /// Whatever a GPU is good at, workgroup memory and barriers among it. Every operator has a kernel of this style.
     #[default]
     Portable,
-    /// Registers alone: much work and wide loads for one invocation, no workgroup memory and no barriers. For software adapters,
-    /// which are slow at each load and at every barrier.
+    /// Registers alone: much work and wide loads for one invocation, no workgroup memory and no barriers; what several invocations
+    /// need they hand each other ([`SPREAD`]). For software adapters, which are slow at each load and at every barrier.
     Registers,
     /// No kernel of WGSL: the processor itself, by the operators' own kernels. It has few threads, and memory to save.
     Cpu,

@@ -231,8 +231,8 @@ impl Plan {
     }
 
     /// The plan for executors that prefer kernels of this style: fused, as far as they gain by it. Where registers are all that is
-    /// fast, convolutions and dense layers are left as they are: a gradient that finds its pooling's places as it goes loads
-    /// three numbers where one would do, and loads are what costs.
+    /// fast, dense layers are left as they are, and so are convolutions with pooling whose images' gradient has channels that do not come
+    /// in fours.
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::cache::PipelineCache;
 use super::matrices::{self, Cooperative};
 use crate::error::{Error, Result};
-use crate::ops::{Matrices, Style};
+use crate::ops::{LEAST_SPREAD, Matrices, Style};
 
 /// What a user asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -212,6 +212,8 @@ pub struct Gpu {
     pub(super) name: String,
     pub(super) checks: Checks,
     pub(super) style: Style,
+    /// How many invocations are in every subgroup, if they can hand each other values and are enough for kernels that do.
+    pub(super) spread: Option<u32>,
     /// Cooperative matrices that kernels may use.
     pub(super) matrices: Arc<[Matrices]>,
     /// Where compiled pipelines are kept, if they are.
@@ -246,7 +248,7 @@ impl Gpu {
             return Err(Error::Unsupported { adapter: summary.name, lacks: summary.lacks.join("; ") });
         }
         let times = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-        let optional = times | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16;
+        let optional = times | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("shadernet"),
             required_features: wgpu::Features::IMMEDIATES | (adapter.features() & optional),
@@ -279,7 +281,7 @@ impl Gpu {
 
     /// Works on a device that the host program opened with the feature `IMMEDIATES` and `max_immediate_size` of at least 4;
     /// every other limit may be wgpu's default. The host keeps its own error and device-lost callbacks. No kernel uses cooperative
-    /// matrices there.
+    /// matrices there; on a software adapter those that are fast want the feature `SUBGROUP` too.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device was opened with less than every kernel needs.
@@ -288,9 +290,13 @@ impl Gpu {
         if !lacks.is_empty() {
             return Err(Error::Unsupported { adapter: name.to_owned(), lacks: lacks.join("; ") });
         }
-        let style = style(&device.adapter_info());
+        let info = device.adapter_info();
+        let enough = device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= LEAST_SPREAD;
+        let spread = enough.then_some(info.subgroup_min_size);
         let (loss, uncaught) = (Arc::default(), Arc::default());
-        Ok(Self { device, queue, name: name.to_owned(), checks, style, matrices: Arc::default(), cache: None, loss, uncaught })
+        let (style, matrices) = (Style::Portable, Arc::default());
+        let gpu = Self { device, queue, name: name.to_owned(), checks, style, spread, matrices, cache: None, loss, uncaught };
+        Ok(gpu.with_style(style_of(&info)))
     }
 
     /// The same GPU, with what its driver compiles kept in a file of this folder, so that the next process need not compile it
@@ -301,9 +307,10 @@ impl Gpu {
         Self { cache, ..self }
     }
 
-    /// The same GPU for executors that prefer kernels of this style, whatever the adapter is.
+    /// The same GPU for executors that prefer kernels of this style, whatever the adapter is. Those of registers hand values from
+    /// invocation to invocation: where the device was opened without `SUBGROUP`, or has subgroups of less than four, nothing changes.
     pub fn with_style(self, style: Style) -> Self {
-        Self { style, ..self }
+        if style == Style::Registers && self.spread.is_none() { self } else { Self { style, ..self } }
     }
 
     /// The style of kernels that executors on this GPU prefer: registers on a software adapter, else portable.
@@ -392,7 +399,7 @@ impl Gpu {
 }
 
 /// The kernels that suit an adapter.
-fn style(info: &wgpu::AdapterInfo) -> Style {
+fn style_of(info: &wgpu::AdapterInfo) -> Style {
     if info.device_type == wgpu::DeviceType::Cpu { Style::Registers } else { Style::Portable }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::device::{Checks, Gpu};
 use crate::error::{Error, Result};
-use crate::ops::{Kernel, Launch};
+use crate::ops::{Kernel, Launch, SPREAD};
 
 /// Which of a kernel's bindings it may write, from binding 0 up.
 pub(super) type Writable = Vec<bool>;
@@ -113,13 +113,17 @@ fn pipeline(gpu: &Gpu, module: &wgpu::ShaderModule, launch: &Launch, writable: &
     let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
     let layout =
         device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &[Some(&bindings)], immediate_size: 4 });
+    let mut constants = launch.constants.clone();
+    if let (Some(most), Some(has)) = (launch.spread(), gpu.spread) {
+        constants.iter_mut().filter(|(name, _)| *name == SPREAD).for_each(|(_, value)| *value = f64::from(most.min(has)));
+    }
     let compute = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,
         layout: Some(&layout),
         module,
         entry_point: Some("main"),
         compilation_options: wgpu::PipelineCompilationOptions {
-            constants: &launch.constants,
+            constants: &constants,
             // Every kernel writes its workgroup memory before it reads it.
             zero_initialize_workgroup_memory: gpu.checks == Checks::On,
         },

@@ -160,9 +160,10 @@ impl Tuner {
         let began = Instant::now();
         let left = self.tuning.time - self.spent;
         let tried = Trial::new(step, capacity, self.tuning.tune == Tune::Full, make()).and_then(|mut trial| {
-            // The one to beat first.
-            let others: Vec<&str> =
-                step.candidates().filter(|other| other.name != picked && trial.exec.runs(other)).map(|candidate| candidate.name).collect();
+            // The one to beat first. Kernels that share loads within a subgroup make up for slow loads, which hardware does not have.
+            let worth = |other: &Candidate<'_>| style == Style::Registers || other.launch.spread().is_none();
+            let others = step.candidates().filter(|other| other.name != picked && trial.exec.runs(other) && worth(other));
+            let others: Vec<&str> = others.map(|candidate| candidate.name).collect();
             let mut longest = Duration::ZERO;
             for name in std::iter::once(picked).chain(others) {
                 let started = Instant::now();

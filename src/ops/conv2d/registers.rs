@@ -1,13 +1,13 @@
 //! Launches of the kernels that keep to registers, where the channels of a convolution allow them.
 
 use super::geometry::Geometry;
-use crate::ops::{Kernel, Launch, Variant, Workgroups, kernel};
+use crate::ops::{Kernel, Launch, SPREAD, Variant, Workgroups, kernel};
 
-/// Edge of the tile that one invocation computes; `TILE` in the kernels.
-const TILE: usize = 16;
+/// Edge of the tile that one workgroup computes; `TILE` in the kernels.
+pub(super) const TILE: usize = 32;
 
-/// Invocations of a workgroup; `LANES` in the kernels.
-const LANES: usize = 16;
+/// Invocations of a subgroup that share a tile's loads, where it has so many.
+pub(super) const SHARERS: f64 = 8.0;
 
 /// Channels that one load takes.
 const QUAD: usize = 4;
@@ -38,15 +38,21 @@ pub(super) fn weight_grad(geometry: &Geometry, slices: usize) -> Vec<Variant> {
     let whole = geometry.channels.is_multiple_of(QUAD);
     let kernel = if whole { kernel!("conv2d_weight_grad_registers") } else { kernel!("conv2d_weight_grad_registers_narrow") };
     let tiles = slices * geometry.depth().div_ceil(TILE) * geometry.groups * geometry.filters.div_ceil(TILE);
-    let mut constants = geometry.constants();
+    let mut constants = constants(geometry);
     constants.push(("SLICES", slices as f64));
-    let workgroups = Workgroups { fixed: tiles, per_image: 0, tile: LANES, times: 1 };
+    let workgroups = Workgroups { fixed: tiles, per_image: 0, tile: 1, times: 1 };
     Variant::registers(Launch { kernel, constants, workgroups })
 }
 
 /// The kernel whose rows are the pixels of each image and whose columns the channels of each group.
 fn over(geometry: &Geometry, kernel: Kernel, [h, w]: [usize; 2], columns: usize) -> Vec<Variant> {
     let times = geometry.groups * columns.div_ceil(TILE);
-    let workgroups = Workgroups { fixed: 0, per_image: h * w, tile: TILE * LANES, times };
-    Variant::registers(Launch { kernel, constants: geometry.constants(), workgroups })
+    let workgroups = Workgroups { fixed: 0, per_image: h * w, tile: TILE, times };
+    Variant::registers(Launch { kernel, constants: constants(geometry), workgroups })
+}
+
+fn constants(geometry: &Geometry) -> Vec<(&'static str, f64)> {
+    let mut constants = geometry.constants();
+    constants.push((SPREAD, SHARERS));
+    constants
 }

@@ -96,6 +96,9 @@ impl Chain for Block {
 /// Slices of a weight's gradient on a processor: the kernel itself hands the work to threads, and adds up what they find.
 const THREADS: usize = 1;
 
+/// Slices of a weight's gradient at most by kernels of registers: a software adapter has few cores to keep busy, and adds them up slowly.
+const CORES: usize = 16;
+
 /// Every block of the graph.
 pub(super) fn find(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
     find_with(uses, usize::MAX, true)
@@ -106,8 +109,21 @@ pub(super) fn find_for_threads(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
     find_with(uses, THREADS, false)
 }
 
+/// The same, but for blocks whose images' gradient has no kernel of registers.
+pub(super) fn find_for_registers(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
+    let in_fours = |block: &Block| {
+        let dx = block.backward.as_ref().and_then(|backward| backward.dx);
+        dx.is_none() || uses.graph.shape(block.x).last().is_multiple_of(4)
+    };
+    find_where(uses, CORES, false, in_fours)
+}
+
 /// Every block, with so many slices of its weight's gradient at most, and its gradients at once or one after the other.
 fn find_with(uses: &Uses<'_>, slices: usize, at_once: bool) -> Vec<Box<dyn Chain>> {
+    find_where(uses, slices, at_once, |_| true)
+}
+
+fn find_where(uses: &Uses<'_>, slices: usize, at_once: bool, wanted: impl Fn(&Block) -> bool) -> Vec<Box<dyn Chain>> {
     let convs = uses.all(|op| if let Op::Conv2d(conv) = op { Some(*conv) } else { None });
     let blocks = convs.filter_map(|(id, conv)| block(uses, id, conv, (slices, at_once)));
     // What takes a block's place reads its operands later than the block does, so nothing may be updated meanwhile.
@@ -115,7 +131,7 @@ fn find_with(uses: &Uses<'_>, slices: usize, at_once: bool) -> Vec<Box<dyn Chain
         let nodes: Vec<TensorId> = block.inside().into_iter().chain(block.outside()).collect();
         uses.undisturbed(&nodes) && !block.inside().contains(&block.x)
     };
-    blocks.filter(sound).map(|block| Box::new(block) as Box<dyn Chain>).collect()
+    blocks.filter(|block| wanted(block) && sound(block)).map(|block| Box::new(block) as Box<dyn Chain>).collect()
 }
 
 fn block(uses: &Uses<'_>, conv_id: TensorId, conv: Conv2d, (most, at_once): (usize, bool)) -> Option<Block> {

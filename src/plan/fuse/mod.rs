@@ -47,13 +47,13 @@ trait Chain {
 /// Every chain of one pattern, preferred ones first: of two that overlap the first is taken.
 type Find = fn(&Uses<'_>) -> Vec<Box<dyn Chain>>;
 
-/// The patterns for executors of a style. What is left out for kernels of registers needs workgroup memory, loads more than the
-/// operators that it stands for, or has branches: where lanes are those of a vector, it takes all of them.
+/// The patterns for executors of a style. What is left out for kernels of registers needs workgroup memory, or has branches: where
+/// lanes are those of a vector, it takes all of them.
 fn patterns(style: Style) -> &'static [Find] {
     match style {
         Style::Portable => &[conv2d::find, dense::find, loss::find, mlp_head::find, adam::sums, adam::groups],
         Style::Cpu => &[conv2d::find_for_threads, dense::find, loss::find, adam::sums],
-        Style::Registers => &[loss::find, adam::sums, adam::long_sums],
+        Style::Registers => &[conv2d::find_for_registers, loss::find, adam::sums, adam::long_sums],
     }
 }
 
@@ -73,7 +73,9 @@ pub(super) fn fuse(graph: &mut Graph, roots: &[TensorId], style: Style) -> Resul
             roots.iter_mut().for_each(|root| *root = now[root]);
         }
     }
-    if let Some(now) = cast::absorb(graph, &roots)? {
+    // Kernels of registers load and store f32 alone.
+    let absorbed = if style == Style::Registers { None } else { cast::absorb(graph, &roots)? };
+    if let Some(now) = absorbed {
         roots.iter_mut().for_each(|root| *root = now[root]);
     }
     let nodes = order::early(&Uses::new(graph, &roots));

@@ -2,7 +2,7 @@
 
 use super::super::geometry::{Geometry, image, mismatch, weight};
 use super::super::{Conv2d, grad};
-use super::{Block, PLACES, summed, type_of};
+use super::{Block, PLACES, registers, summed, type_of};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
@@ -143,6 +143,7 @@ impl Rules for Conv2dReluPoolInputGrad {
             block.launch_matrices(self.stored(kernel, inputs), tiles, [block.conv.input.iter().product(), columns])
         };
         let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
+        all.extend(registers::input_grad(&block, inputs[0], self.output));
         all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch));
         all
     }
@@ -273,6 +274,7 @@ impl Rules for Conv2dReluPoolWeightGrad {
         let (columns, launch) = (block.conv.filters, |tiles| self.tiled(&block, inputs, tiles));
         let matrices = |tiles| self.launch_matrices(&block, inputs, tiles);
         let mut all = MatrixTiles::variants(&inputs[..2].iter().map(|ty| ty.dtype).collect::<Vec<_>>(), columns, matrices);
+        all.extend(registers::weight_grad(&block, self.slices, [inputs[0], inputs[1]]));
         all.extend(Tiles::variants(Self::usual(&block), columns, Tiles::in_parts_of_one_row_each, launch));
         all
     }

@@ -9,6 +9,7 @@
 
 mod both;
 mod grad;
+mod registers;
 #[cfg(test)]
 mod tests;
 
@@ -252,6 +253,7 @@ impl Rules for Conv2dReluPool {
         };
         let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
         let legal = if self.in_fours(inputs) { Tiles::in_parts } else { Tiles::any };
+        all.extend(registers::forward(&block, inputs[0], self.output));
         all.extend(Tiles::variants(self.usual(inputs), columns, legal, |tiles| self.tiled(inputs, tiles)));
         all
     }
