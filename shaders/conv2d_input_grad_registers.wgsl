@@ -53,7 +53,7 @@ struct Row {
     image: u32, // first output pixel of the image
 }
 
-fn window(wanted: u32, rows: u32) -> Row {
+fn row_of(wanted: u32, rows: u32) -> Row {
     let row = min(wanted, rows - 1u);
     let pixel = row / call.batch;
     return Row(i32(pixel / W + PAD_H), i32(pixel % W + PAD_W), (row - pixel * call.batch) * (OH * OW));
@@ -103,9 +103,9 @@ fn main(
     if row >= rows {
         return;
     }
-    var windows: array<Row, MOST>;
+    var own_rows: array<Row, MOST>;
     for (var i = 0u; i < TILE / SPREAD; i += 1u) {
-        windows[i] = window(row + i * SPREAD + id % SPREAD, rows);
+        own_rows[i] = row_of(row + i * SPREAD + id % SPREAD, rows);
     }
     // The first of the invocation's channels.
     let channel = min(column, CHANNELS - 4u);
@@ -124,7 +124,7 @@ fn main(
         var seen: array<Pixel, MOST>;
         var some = false;
         for (var i = 0u; i < TILE / SPREAD; i += 1u) {
-            seen[i] = pixel(windows[i], i32(tap / KW * DILATION_H), i32(tap % KW * DILATION_W), part);
+            seen[i] = pixel(own_rows[i], i32(tap / KW * DILATION_H), i32(tap % KW * DILATION_W), part);
             some |= seen[i].inside;
         }
         if !subgroupAny(some) {
@@ -150,7 +150,7 @@ fn main(
     if column >= CHANNELS {
         return;
     }
-    // In a loop: half of the time that a software adapter compiled went into stores.
+    // In a loop: a third of the time that a software adapter compiled went into stores.
     for (var m = 0u; m < min(TILE, rows - row + 3u) / 4u; m += 1u) {
         let first = row + 4u * m;
         dx[place(first, part, channel)] = pick(m, s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0]);

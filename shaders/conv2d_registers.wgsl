@@ -66,7 +66,7 @@ struct Pixel {
 
 fn pixel(row: Row, tap_h: i32, tap_w: i32) -> Pixel {
     // A negative place is a huge one when unsigned.
-    let inside = u32(row.h + tap_h) < H && u32(row.v + tap_w) < W;
+    let inside = (u32(row.h + tap_h) < H) & (u32(row.v + tap_w) < W);
     let at = u32(row.at + (tap_h * i32(W) + tap_w) * i32(GROUPS * CHANNELS / 4u));
     return Pixel(inside, select(0u, at, inside));
 }
@@ -138,7 +138,7 @@ fn main(
     if column >= FILTERS {
         return;
     }
-    // In a loop: half of the time that a software adapter compiled went into stores.
+    // In a loop: a third of the time that a software adapter compiled went into stores.
     for (var m = 0u; m < min(TILE, rows - row + 3u) / 4u; m += 1u) {
         let first = row + 4u * m;
         y[first * pitch + quad] = pick(m, s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0]);

@@ -140,7 +140,7 @@ fn main(
         return;
     }
     let bias = b[column / 4u];
-    // In a loop: half of the time that a software adapter compiled went into what follows the product.
+    // In a loop, which a software adapter compiles sooner.
     for (var m = 0u; m < min(TILE, rows - row) / 4u; m += 1u) {
         // Bias and ReLU first: what ties after them is a tie.
         var best = relu(pick(m, s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0]) + bias);

@@ -162,7 +162,7 @@ fn main(
     if row == 0u {
         db[slice * pitch + quad] = bias;
     }
-    // In a loop: half of the time that a software adapter compiled went into stores.
+    // In a loop: a third of the time that a software adapter compiled went into stores.
     for (var m = 0u; m < min(TILE, rows - row + 3u) / 4u; m += 1u) {
         let first = row + 4u * m;
         dw[(slice * rows + first) * pitch + quad] = pick(m, s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0]);

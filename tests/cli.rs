@@ -193,8 +193,10 @@ fn plan_lists_every_dispatch_with_its_memory() {
     }
     let conv = &answer["training"]["steps"][2];
     assert!(conv["kernel"] == "conv2d_relu_pool_quads" && conv["picked"].is_null(), "{conv}");
-    let tiles = conv["variants"].as_array().unwrap();
+    let (registers, tiles): (Vec<_>, Vec<_>) =
+        conv["variants"].as_array().unwrap().iter().partition(|kernel| kernel["style"] == "registers");
     assert!(tiles.len() >= 4 && tiles.iter().all(|tile| tile["name"].as_str().unwrap().starts_with("conv2d_relu_pool_quads/")), "{conv}");
+    assert!(registers.len() == 1 && registers[0]["name"] == "conv2d_relu_pool_registers", "{conv}");
     // Of a device, with the kernels that it picks and no others.
     let of_device = place.json("plan --batch-size 8 --device cpu --json");
     assert_eq!(of_device["training"]["steps"][2]["picked"], "conv2d_relu_pool");

@@ -117,7 +117,8 @@ fn executors_pick_the_kernel_of_their_style_and_plans_show_all() {
     for gpu in shared_gpus() {
         for (style, kernel) in [(Style::Portable, "conv2d"), (Style::Registers, "conv2d_registers")] {
             let exec = GpuExecutor::new(gpu.clone().with_style(style));
-            assert_eq!(exec.pick(&plan.steps()[0]).launch.kernel.name, kernel);
+            // Hardware is opened without what this kernel of registers needs.
+            assert_eq!(exec.pick(&plan.steps()[0]).launch.kernel.name, if exec.shares() { kernel } else { "conv2d" });
         }
     }
 }

@@ -166,13 +166,27 @@ fn the_plan_of_the_cifar10_network_stores_what_lies_between_layers_and_its_gradi
         mixed[0].steps().iter().flat_map(|step| step.outputs()).map(|output| output.ty).filter(|ty| ty.dtype == DType::F16).collect();
     let extents: [&[usize]; 6] = [&[15, 15, 32], &[6, 6, 64], &[2, 2, 128], &[512], &[6, 6, 64], &[15, 15, 32]];
     assert_eq!(halves, extents.map(|extents| TensorType::f16(Shape::batched(extents))));
-    // One dispatch looks for overflow, and two convolutions have gradients that are not one dispatch; validation is the same.
-    assert_eq!(mixed[0].steps().len(), f32[0].steps().len() + 3);
+    // One dispatch looks for overflow, two convolutions have gradients that are not one dispatch, and the loss is added up before the step's
+    // end; validation is the same.
+    assert_eq!(mixed[0].steps().len(), f32[0].steps().len() + 4);
     println!("slots: {} bytes as f32, {} as mixed", f32[0].slot_bytes(), mixed[0].slot_bytes());
     let names = |plan: &Plan| plan.steps().iter().map(|step| step.launch.kernel.name).collect::<Vec<_>>();
     assert_eq!(names(&mixed[1]), names(&f32[1]));
     let name = |name: &str| mixed[0].steps().iter().position(|step| step.op.rules().name() == name);
     assert!(name("overflow") < name("adam_group"), "nothing changes before all gradients are known to be sound");
+}
+
+#[test]
+fn the_plan_for_registers_has_casts_between_blocks_that_are_f32() {
+    let model = shadernet::models::cifar10_cnn(&sample().train.classes);
+    let config = TrainConfig { precision: Precision::Mixed, ..TrainConfig::default() };
+    let [plan, _] = training_plans(&model, [1000, 500], &config, u64::MAX, Style::Registers).unwrap();
+    let blocks: Vec<_> = plan.steps().iter().filter(|step| step.op.rules().name().starts_with("conv2d_relu_pool")).collect();
+    assert_eq!(blocks.len(), 8, "three forward, three gradients of weights and two of images");
+    for step in blocks {
+        assert_eq!(step.of_style(Style::Registers).style, Style::Registers, "{} has no such kernel for f16", step.title());
+    }
+    assert!(casts(&plan) > 0);
 }
 
 #[test]

@@ -287,8 +287,12 @@ fn mutations() -> Vec<Target> {
 }
 
 impl Target {
+    fn launch(&self) -> Launch {
+        self.example.op.rules().launch(&self.example.types, output(self.example.op.clone(), &self.example.types))
+    }
+
     fn kernel(&self) -> Kernel {
-        self.example.op.rules().launch(&self.example.types, output(self.example.op.clone(), &self.example.types)).kernel
+        self.launch().kernel
     }
 
     /// Whether an operand or the output is f16, which not every adapter has.
@@ -317,7 +321,9 @@ impl Target {
 /// that the check did not see.
 fn survivors(targets: &[Target], gpu: &Gpu) -> (usize, Vec<String>) {
     let (mut count, mut survivors) = (0, Vec::new());
-    for target in targets.iter().filter(|target| gpu.has_f16() || !target.is_f16()) {
+    let shares = GpuExecutor::new(gpu.clone()).shares();
+    let runs = |target: &&Target| (gpu.has_f16() || !target.is_f16()) && (shares || target.launch().spread().is_none());
+    for target in targets.iter().filter(runs) {
         let (op, name) = (&target.example.op, target.kernel().name);
         target.check(op.clone(), gpu).unwrap_or_else(|e| panic!("{name} as it is: {e}"));
         for &fault in &target.faults {

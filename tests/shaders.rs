@@ -260,6 +260,7 @@ fn tiles_of_launches_are_those_of_their_kernels() {
             | "adam_group"
             | "loss_head"
             | "mlp_head_loss"
+            | "mlp_head_tick"
             | "record"
             | "scaled_tick"
             | "softmax_cross_entropy"

@@ -70,9 +70,15 @@ pub trait Executor: Send {
         candidate.matrices.is_none_or(|matrices| self.multiplies(matrices)) && (candidate.launch.spread().is_none() || self.shares())
     }
 
+    /// Which of a step's kernels it runs where nothing better is known: that of its style, if it can run it, else the portable one.
+    fn usual<'a>(&self, step: &'a Step) -> Candidate<'a> {
+        let usual = step.of_style(self.style());
+        if self.runs(&usual) { usual } else { step.portable() }
+    }
+
     /// Which of a step's kernels this executor runs, if it runs WGSL.
     fn pick<'a>(&self, step: &'a Step) -> Candidate<'a> {
-        step.of_style(self.style())
+        self.usual(step)
     }
 
     /// Kernels to pick where plans loaded from now on have steps of these keys, whatever the executor would pick by itself, but for

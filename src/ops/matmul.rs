@@ -1,6 +1,6 @@
 //! Matrix product. The flags let the backward pass read a factor transposed instead of copying it.
 
-use super::{Cpu, Kernel, Launch, Reference, Rules, SPREAD, Tiles, Variant, Workgroups, kernel};
+use super::{Cpu, Kernel, Launch, Reference, Rules, SHARERS, SPREAD, Tiles, Variant, Workgroups, kernel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::{self, gemm::Matrix};
@@ -11,9 +11,6 @@ const TILES: Tiles = Tiles { tile: [64, 64], step: 16, block: [4, 4], parts: 1 }
 
 /// Edge of the tile that one workgroup of `matmul_registers` computes; `TILE` in it.
 const REGISTERS: usize = 32;
-
-/// Invocations of a subgroup that share a tile's loads in `matmul_registers`, where it has so many.
-const SHARERS: f64 = 8.0;
 
 /// `C = op(A) · op(B)` of operands A and B, where `op` transposes if asked. M or K may be the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -2,11 +2,13 @@
 //! their gradients.
 //!
 //! Between the first product and the hidden layer's gradient an image needs nothing of another one, so [`MlpHead`] takes each from one end to
-//! the other. Then [`MlpHeadGrad`] has three products that no longer wait for each other, and [`MlpHeadLoss`] adds up. Fusion puts them into a
+//! the other. Then [`MlpHeadGrad`] has three products that no longer wait for each other, and [`MlpHeadLoss`] adds up, or [`MlpHeadTick`] in a training
+//! step. Fusion puts them into a
 //! plan (`plan/fuse/mlp_head.rs`); a graph that is differentiated has the operators they stand for.
 
 mod grad;
 mod loss;
+mod tick;
 
 use super::loss::scalar;
 use super::softmax::softmax_row;
@@ -18,6 +20,7 @@ use crate::shape::{DType, Shape, TensorType};
 
 pub use grad::MlpHeadGrad;
 pub use loss::MlpHeadLoss;
+pub use tick::MlpHeadTick;
 
 /// The most elements of the first layer's weights: each workgroup reads all of them, so they have to stay in a cache.
 const MOST_WEIGHTS: usize = 1 << 17;

@@ -120,8 +120,13 @@ pub struct Launch {
 }
 
 /// The constant of kernels whose invocations hand each other what they load: how many of a subgroup share the loads. The value in a
-/// launch is the most that the kernel can use, a power of two; an executor gives it no more than its subgroups have.
+/// launch is the most that the kernel can use, a power of two and no more than its workgroup has; an executor gives it no more than its
+/// subgroups have. A kernel of this kind reads from the first so many invocations of its subgroup, so these have to be there: software
+/// adapters fill subgroups in order, which no rule grants, and no other adapter is given such a kernel. `selftest` shows it.
 pub const SPREAD: &str = "SPREAD";
+
+/// How many share the loads of this crate's own kernels of registers, where a subgroup has so many.
+pub(crate) const SHARERS: f64 = 8.0;
 
 /// The least value of [`SPREAD`] that kernels are written for.
 pub const LEAST_SPREAD: u32 = 4;

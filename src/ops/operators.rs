@@ -49,7 +49,7 @@ operators! {
     dense: Dense, DenseGrad;
     conv2d: Conv2d, Conv2dInputGrad, Conv2dReluPool, Conv2dReluPoolGrad, Conv2dReluPoolInputGrad, Conv2dReluPoolWeightGrad, Conv2dWeightGrad;
     matmul: Matmul;
-    mlp_head: MlpHead, MlpHeadGrad, MlpHeadLoss;
+    mlp_head: MlpHead, MlpHeadGrad, MlpHeadLoss, MlpHeadTick;
     pool: AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad;
     reduce: Broadcast, Sum, SumSlices;
     reshape: Reshape;

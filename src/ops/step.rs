@@ -30,6 +30,13 @@ impl super::Adam {
     }
 }
 
+impl Tick {
+    /// Of the kernels that tick, for these operands of a tick.
+    pub(super) fn constants(&self, inputs: &[TensorType]) -> Vec<(&'static str, f64)> {
+        vec![("STEPS", inputs[3].shape.inner()[0] as f64), ("STEP1", 1.0 - self.beta1), ("STEP2", 1.0 - self.beta2)]
+    }
+}
+
 impl Graph {
     /// Ends a step without training: writes `loss` and `correct`, one number each, into row `clock[0]` of `log` `[steps, 2]` (a
     /// step past its end writes nothing), and advances `clock` `[2]` u32, which holds how many steps and how many images of the
@@ -211,8 +218,7 @@ impl Rules for Tick {
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
-        let constants = vec![("STEPS", inputs[3].shape.inner()[0] as f64), ("STEP1", 1.0 - self.beta1), ("STEP2", 1.0 - self.beta2)];
-        Launch { kernel: kernel!("tick"), constants, workgroups: Workgroups::fixed(1) }
+        Launch { kernel: kernel!("tick"), constants: self.constants(inputs), workgroups: Workgroups::fixed(1) }
     }
 
     fn updates(&self) -> &[usize] {

@@ -97,7 +97,11 @@ impl Step {
     /// The kernel for adapters of this style where nothing better is known: the first that the step has of
     /// it, else the portable one; never one of cooperative matrices, which not every adapter has.
     pub fn of_style(&self, style: Style) -> Candidate<'_> {
-        let portable = self.candidates().next().expect("every step has a portable kernel");
-        self.candidates().find(|candidate| candidate.style == style && candidate.matrices.is_none()).unwrap_or(portable)
+        self.candidates().find(|candidate| candidate.style == style && candidate.matrices.is_none()).unwrap_or_else(|| self.portable())
+    }
+
+    /// The kernel that every adapter can run.
+    pub fn portable(&self) -> Candidate<'_> {
+        self.candidates().next().expect("every step has a portable kernel")
     }
 }

@@ -228,6 +228,7 @@ pub fn heads() -> Vec<Example> {
             all.push(example(MlpHead, &operands, 35));
             all.push(example(MlpHeadGrad { dx: dtype }, &[x, rows, w1], 35));
             all.push(example(MlpHeadLoss, &[rows], 300));
+            all.push(example(MlpHeadTick { tick: Adam::default().tick() }, &[rows, integers(&[2]), fixed(&[7, 2]), fixed(&[4])], 300));
         }
     }
     all

@@ -146,7 +146,7 @@ pub fn check_kernels(
     let root = graph.apply(op.clone(), &leaves).map_err(|e| e.to_string())?;
     let plan = Plan::new(&graph, &[root], batch + ROOM).map_err(|e| e.to_string())?;
     let step = &plan.steps()[0];
-    let has = |candidate: &Candidate<'_>| candidate.matrices.is_none_or(|matrices| shared_gpus()[0].matrices().contains(&matrices));
+    let has = |candidate: &Candidate<'_>| GpuExecutor::new(shared_gpus()[0].clone()).runs(candidate);
     let names: Vec<String> = step.candidates().filter(|c| has(c) && wanted(c)).map(|candidate| candidate.name.to_owned()).collect();
     for (name, gpu) in names.iter().zip(std::iter::repeat(&shared_gpus()[0])) {
         let mut exec = GpuExecutor::with_guards(gpu.clone().with_style(Style::Portable));

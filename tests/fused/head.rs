@@ -16,6 +16,48 @@ fn a_classifiers_end_is_three_dispatches_that_change_what_the_plain_ones_change(
 }
 
 #[test]
+fn the_end_of_a_step_takes_note_of_a_heads_loss_in_the_same_dispatch() {
+    let mut net = perceptron_of(72, 7, Function::Relu);
+    let clock = net.graph.state("clock", TensorType::u32(Shape::fixed(&[2])), 0.0);
+    let log = net.graph.state("log", TensorType::f32(Shape::fixed(&[3, 2])), 0.0);
+    let rate = net.graph.state("rate", TensorType::f32(Shape::fixed(&[4])), 0.5);
+    let tick = net.graph.tick(Adam::default().tick(), [net.loss, net.correct], clock, log, rate).unwrap();
+    let roots = [&net.roots()[2..], &[tick]].concat();
+    let [plain, fused] = [Plan::new, Plan::fused].map(|make| Arc::new(make(&net.graph, &roots, 40).unwrap()));
+    fused.verify().unwrap();
+    // As early as what it reads is there; a rate that the optimiser reads too makes it the last.
+    let wanted = ["matmul", "mlp_head", "mlp_head_tick", "mlp_head_grad", "matmul", "adam_group"];
+    assert_eq!(names(&fused), wanted);
+    let [mut want, mut got] = [net.leaves(33), net.leaves(33)];
+    for leaves in [&mut want, &mut got] {
+        leaves.insert(clock, vec![1.0, 33.0]);
+    }
+    reference::run(&plain, &mut want, 33).unwrap();
+    reference::run(&fused, &mut got, 33).unwrap();
+    for leaf in plain.leaves().iter().map(|leaf| leaf.tensor) {
+        compare(&got[&leaf], &want[&leaf], 1e-14).unwrap();
+    }
+    assert!(want[&clock] == [2.0, 66.0] && want[&log][2] > 0.0, "{:?} {:?}", want[&clock], want[&log]);
+    for mut exec in executors() {
+        let id = exec.load(fused.clone()).unwrap();
+        for (&leaf, value) in &net.leaves(33) {
+            exec.write(leaf, &common::to_bytes(value, net.graph.ty(leaf).dtype)).unwrap();
+        }
+        exec.write(clock, &common::to_bytes(&[1.0, 33.0], DType::U32)).unwrap();
+        exec.run(id, &[33]).unwrap();
+        exec.guards().unwrap();
+        for leaf in [clock, log, rate] {
+            let dtype = net.graph.ty(leaf).dtype;
+            let read = common::from_bytes(&exec.read(id, leaf, 33).unwrap(), dtype);
+            compare(&read, &want[&leaf], 4e-6).unwrap_or_else(|e| panic!("{}: {}: {e}", exec.device(), net.graph.ty(leaf)));
+        }
+    }
+    // What something else reads is there for it to read.
+    let read = Plan::fused(&net.graph, &[&[net.loss], &roots[..]].concat(), 4).unwrap();
+    assert_eq!((count(&read, "mlp_head_tick"), count(&read, "mlp_head_loss"), count(&read, "tick")), (0, 1, 1));
+}
+
+#[test]
 fn the_loss_of_a_row_without_a_class_is_nan_and_the_others_are_right() {
     let net = perceptron_of(8, 3, Function::Relu);
     let [plain, fused] = [Plan::new, Plan::fused].map(|make| Arc::new(make(&net.graph, &net.roots(), 4).unwrap()));

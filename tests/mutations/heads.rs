@@ -4,7 +4,7 @@ use shadernet::ops::*;
 use shadernet::shape::{DType, TensorType};
 
 use super::common::Altered;
-use super::common::examples::{batched, example, fixed, labels, output};
+use super::common::examples::{Example, batched, example, fixed, integers, labels, output};
 use super::dense::PRODUCT;
 use super::{TIES, Target, target};
 
@@ -17,6 +17,12 @@ fn head(features: usize, units: usize, classes: usize) -> Vec<TensorType> {
 fn grad(features: usize, units: usize, classes: usize) -> Vec<TensorType> {
     let operands = head(features, units, classes);
     vec![operands[0], output(MlpHead, &operands), operands[1]]
+}
+
+/// The end of a training step of 300 images.
+fn tick() -> Example {
+    let types = [output(MlpHead, &head(6, 4, 10)), integers(&[2]), fixed(&[7, 2]), fixed(&[4])];
+    example(MlpHeadTick { tick: Adam::default().tick() }, &types, 300)
 }
 
 pub(super) fn targets() -> Vec<Target> {
@@ -74,6 +80,17 @@ pub(super) fn targets() -> Vec<Target> {
                 ["the tree's last round left out", "half > 0u", "half > 1u"],
             ],
         ),
+        target(
+            tick(),
+            &[
+                ["only the last round of rows", "total += vec2", "total = vec2"],
+                ["loss not divided by the batch", " / f32(max(call.batch, 1u))", ""],
+                ["loss in both columns", "= sums[0].y", "= sums[0].x"],
+                ["the next row", "let done = clock[0]", "let done = clock[0] + 1u"],
+                ["one image a step", "clock[1] += call.batch", "clock[1] += 1u"],
+                ["rounding not carried along", " + excess) - excess", ")"],
+            ],
+        ),
     ]
 }
 
@@ -109,5 +126,6 @@ pub(super) fn races() -> Vec<Target> {
             example(MlpHeadLoss, &[output(MlpHead, &head(6, 4, 10))], 300),
             &[["no barrier in the tree", "workgroupBarrier();\n        if lane", "if lane"]],
         ),
+        target(tick(), &[["no barrier in the tree", "workgroupBarrier();\n        if lane", "if lane"]]),
     ]
 }

@@ -28,7 +28,7 @@ fn products() -> Vec<Target> {
             3,
             &[
                 ["padding of the other sign", "OW * STRIDE_W) - i32(PAD_W)", "OW * STRIDE_W) + i32(PAD_W)"],
-                ["padding counts", "u32(row.v + tap_w) < W", "true"],
+                ["padding counts", "(u32(row.v + tap_w) < W)", "true"],
                 ["always the first group of x", " + i32(part * CHANNELS / 4u)", ""],
                 ["rows of a tile exchanged", "s1 += weights * four(&own, 4u)", "s1 += weights * four(&own, 8u)"],
                 ["what the next invocation loaded", "i % SPREAD)", "(i + 1u) % SPREAD)"],
@@ -63,7 +63,7 @@ fn products() -> Vec<Target> {
             3,
             &[
                 ["slices overlap", "min(first_pixel + run, images)", "images"],
-                ["what lies past the run counts", "pixel.inside && h < H", "h < H"],
+                ["what lies past the run counts", "pixel.inside & (h < H)", "(h < H)"],
                 ["image forgotten", "k / (OH * OW) * H", "0u * k"],
             ],
         ),
@@ -126,7 +126,7 @@ fn relu_pools() -> Vec<Target> {
         ["bias of three places", "gradients[2] + gradients[3]", "gradients[2]"],
     ];
     vec![
-        variant(block, &[x, w, b], 3, &[&forward[..], &[["padding counts", "u32(row.v + tap_w) < W", "true"]]].concat()),
+        variant(block, &[x, w, b], 3, &[&forward[..], &[["padding counts", "(u32(row.v + tap_w) < W)", "true"]]].concat()),
         variant(
             block,
             &[x_narrow, w_narrow, b],

@@ -212,7 +212,7 @@ pub struct Gpu {
     pub(super) name: String,
     pub(super) checks: Checks,
     pub(super) style: Style,
-    /// How many invocations are in every subgroup, if they can hand each other values and are enough for kernels that do.
+    /// How many invocations a subgroup has at least, if they can hand each other values and are enough for kernels that do.
     pub(super) spread: Option<u32>,
     /// Cooperative matrices that kernels may use.
     pub(super) matrices: Arc<[Matrices]>,
@@ -248,7 +248,9 @@ impl Gpu {
             return Err(Error::Unsupported { adapter: summary.name, lacks: summary.lacks.join("; ") });
         }
         let times = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-        let optional = times | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+        // With it a driver may compile for subgroups of any size. Hardware has no kernel that gains by it.
+        let shared = if summary.kind == "software" { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };
+        let optional = times | shared | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("shadernet"),
             required_features: wgpu::Features::IMMEDIATES | (adapter.features() & optional),
@@ -294,9 +296,8 @@ impl Gpu {
         let enough = device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= LEAST_SPREAD;
         let spread = enough.then_some(info.subgroup_min_size);
         let (loss, uncaught) = (Arc::default(), Arc::default());
-        let (style, matrices) = (Style::Portable, Arc::default());
-        let gpu = Self { device, queue, name: name.to_owned(), checks, style, spread, matrices, cache: None, loss, uncaught };
-        Ok(gpu.with_style(style_of(&info)))
+        let (style, matrices) = (style(&info), Arc::default());
+        Ok(Self { device, queue, name: name.to_owned(), checks, style, spread, matrices, cache: None, loss, uncaught })
     }
 
     /// The same GPU, with what its driver compiles kept in a file of this folder, so that the next process need not compile it
@@ -307,10 +308,9 @@ impl Gpu {
         Self { cache, ..self }
     }
 
-    /// The same GPU for executors that prefer kernels of this style, whatever the adapter is. Those of registers hand values from
-    /// invocation to invocation: where the device was opened without `SUBGROUP`, or has subgroups of less than four, nothing changes.
+    /// The same GPU for executors that prefer kernels of this style, whatever the adapter is.
     pub fn with_style(self, style: Style) -> Self {
-        if style == Style::Registers && self.spread.is_none() { self } else { Self { style, ..self } }
+        Self { style, ..self }
     }
 
     /// The style of kernels that executors on this GPU prefer: registers on a software adapter, else portable.
@@ -399,7 +399,7 @@ impl Gpu {
 }
 
 /// The kernels that suit an adapter.
-fn style_of(info: &wgpu::AdapterInfo) -> Style {
+fn style(info: &wgpu::AdapterInfo) -> Style {
     if info.device_type == wgpu::DeviceType::Cpu { Style::Registers } else { Style::Portable }
 }
 

@@ -90,7 +90,7 @@ impl GpuExecutor {
                 Err(error @ Error::DeviceLost { .. }) => return Err(error),
                 told => {
                     let problem = told.unwrap_or_else(|error| Some(error.to_string())).unwrap_or_default();
-                    let instead = step.of_style(self.gpu.style).name;
+                    let instead = self.usual(step).name;
                     log::warn!("cooperative matrices are not used for {}, but {instead}: {problem}", step.title());
                     self.choices.set(&step.key, instead);
                 }

@@ -282,7 +282,7 @@ impl Executor for GpuExecutor {
 
     /// The one place that decides: by the table of choices as far as the device can, else by what the adapter is ([`Gpu::style`]).
     fn pick<'a>(&self, step: &'a Step) -> Candidate<'a> {
-        self.choices.of(step).filter(|candidate| self.runs(candidate)).unwrap_or_else(|| step.of_style(self.gpu.style))
+        self.choices.of(step).filter(|candidate| self.runs(candidate)).unwrap_or_else(|| self.usual(step))
     }
 
     fn choose(&mut self, choices: &Choices) {

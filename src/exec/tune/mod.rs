@@ -107,10 +107,12 @@ impl Tuner {
         }
         let mut known = self.tuning.folder.as_deref().map_or_else(Default::default, |folder| file::read(folder, &identity));
         let full = self.tuning.tune == Tune::Full;
-        // Where kernels of cooperative matrices are among those to try, the answer is another one, and both are kept.
+        // Where kernels that not every opened device can run are among those to try, the answer is another one, and all are kept.
         let kept = |step: &Step| {
-            let more = step.candidates().any(|candidate| candidate.matrices.is_some() && runs(&candidate));
-            if more { format!("{}, cooperative", step.key) } else { step.key.clone() }
+            let more = |special: fn(&Candidate<'_>) -> bool| step.candidates().any(|candidate| special(&candidate) && runs(&candidate));
+            let cooperative = if more(|candidate| candidate.matrices.is_some()) { ", cooperative" } else { "" };
+            let shared = if more(|candidate| candidate.launch.spread().is_some()) { ", shared" } else { "" };
+            format!("{}{cooperative}{shared}", step.key)
         };
         open.retain(|step| match known.get(&kept(step)) {
             Some(found)
@@ -136,7 +138,7 @@ impl Tuner {
             ));
         }
         for step in open {
-            let found = self.try_all(step, plan.capacity(), style, make)?;
+            let found = self.try_all(step, plan.capacity(), exec.usual(step).name, make)?;
             choices.set(&step.key, &found.kernel);
             known.insert(kept(step), found);
         }
@@ -146,10 +148,9 @@ impl Tuner {
         Ok(choices)
     }
 
-    /// Tries a step's kernels while there is time, and says which is the fastest. Without time for any, it is the one that would
-    /// have been picked.
-    fn try_all(&mut self, step: &Step, capacity: usize, style: Style, make: Make<'_>) -> Result<Found> {
-        let picked = step.of_style(style).name;
+    /// Tries a step's kernels while there is time, and says which is the fastest. Without time for any, it is `picked`, the one that would
+    /// have been.
+    fn try_all(&mut self, step: &Step, capacity: usize, picked: &str, make: Make<'_>) -> Result<Found> {
         let mut found = Found { kernel: picked.to_owned(), full: false, us: Default::default() };
         if self.spent >= self.tuning.time {
             if !std::mem::replace(&mut self.told, true) {
@@ -160,10 +161,9 @@ impl Tuner {
         let began = Instant::now();
         let left = self.tuning.time - self.spent;
         let tried = Trial::new(step, capacity, self.tuning.tune == Tune::Full, make()).and_then(|mut trial| {
-            // The one to beat first. Kernels that share loads within a subgroup make up for slow loads, which hardware does not have.
-            let worth = |other: &Candidate<'_>| style == Style::Registers || other.launch.spread().is_none();
-            let others = step.candidates().filter(|other| other.name != picked && trial.exec.runs(other) && worth(other));
-            let others: Vec<&str> = others.map(|candidate| candidate.name).collect();
+            // The one to beat first.
+            let others: Vec<&str> =
+                step.candidates().filter(|other| other.name != picked && trial.exec.runs(other)).map(|candidate| candidate.name).collect();
             let mut longest = Duration::ZERO;
             for name in std::iter::once(picked).chain(others) {
                 let started = Instant::now();

@@ -1,16 +1,13 @@
 //! Launches of the kernels that keep to registers, where the channels of a convolution allow them.
 
 use super::geometry::Geometry;
-use crate::ops::{Kernel, Launch, SPREAD, Variant, Workgroups, kernel};
+use crate::ops::{Kernel, Launch, SHARERS, SPREAD, Variant, Workgroups, kernel};
 
 /// Edge of the tile that one workgroup computes; `TILE` in the kernels.
 pub(super) const TILE: usize = 32;
 
-/// Invocations of a subgroup that share a tile's loads, where it has so many.
-pub(super) const SHARERS: f64 = 8.0;
-
 /// Channels that one load takes.
-const QUAD: usize = 4;
+pub(super) const QUAD: usize = 4;
 
 /// Of the convolution itself: whole quads of filters, and another kernel where the channels are none.
 pub(super) fn forward(geometry: &Geometry) -> Vec<Variant> {
@@ -40,8 +37,7 @@ pub(super) fn weight_grad(geometry: &Geometry, slices: usize) -> Vec<Variant> {
     let tiles = slices * geometry.depth().div_ceil(TILE) * geometry.groups * geometry.filters.div_ceil(TILE);
     let mut constants = constants(geometry);
     constants.push(("SLICES", slices as f64));
-    let workgroups = Workgroups { fixed: tiles, per_image: 0, tile: 1, times: 1 };
-    Variant::registers(Launch { kernel, constants, workgroups })
+    Variant::registers(Launch { kernel, constants, workgroups: Workgroups::fixed(tiles) })
 }
 
 /// The kernel whose rows are the pixels of each image and whose columns the channels of each group.

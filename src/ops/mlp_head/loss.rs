@@ -3,12 +3,18 @@
 use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::ops::loss::scalar;
-use crate::ops::{Launch, Reference, Rules, Workgroups, kernel, no_second_gradient};
+use crate::ops::{Launch, Reference, Rules, View, Workgroups, kernel, no_second_gradient};
 use crate::shape::{DType, TensorType};
 
 /// The mean of the losses in the rows `[N, W]` of [`MlpHead`](super::MlpHead) and, extra, how many answers are right: the last two columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MlpHeadLoss;
+
+/// The mean loss and the count of the right answers in these rows.
+pub(super) fn found(rows: &View<'_>, batch: usize) -> [f64; 2] {
+    let sum = |from_end: usize| -> f64 { rows.data.chunks_exact(rows.extents[1]).map(|row| row[row.len() - from_end]).sum() };
+    [sum(2) / batch.max(1) as f64, sum(1)]
+}
 
 impl Rules for MlpHeadLoss {
     fn name(&self) -> &'static str {
@@ -39,10 +45,7 @@ impl Rules for MlpHeadLoss {
     }
 
     fn reference(&self, args: &mut Reference<'_>) {
-        let rows = &args.inputs[0];
-        let sum = |from_end: usize| -> f64 { rows.data.chunks_exact(rows.extents[1]).map(|row| row[row.len() - from_end]).sum() };
-        args.output[0] = sum(2) / args.batch.max(1) as f64;
-        args.extra[0][0] = sum(1);
+        [args.output[0], args.extra[0][0]] = found(&args.inputs[0], args.batch);
     }
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::checks;
+use crate::ops::{Adam, checks};
 
 fn types([features, units, classes]: [usize; 3]) -> Vec<TensorType> {
     let fixed = |extents: &[usize]| TensorType::f32(Shape::fixed(extents));
@@ -123,6 +123,18 @@ fn operands_that_do_not_fit_are_shown_as_a_table() {
     assert!(grad.infer(&[row(4), row(15), w1]).is_err() && grad.infer(&[x, w1, w1]).is_err() && MlpHeadLoss.infer(&[row(1)]).is_err());
     assert!([DType::F16, DType::U32].iter().all(|&dtype| grad.infer(&[x, row(15), TensorType { dtype, ..w1 }]).is_err()));
     assert!(MlpHeadGrad { dx: DType::U32 }.infer(&[x, row(15), w1]).is_err());
+    let tick = MlpHeadTick { tick: Adam::default().tick() };
+    let [clock, log, rate] =
+        [TensorType::u32(Shape::fixed(&[2])), TensorType::f32(Shape::fixed(&[7, 2])), TensorType::f32(Shape::fixed(&[4]))];
+    assert_eq!(tick.infer(&[row(15), clock, log, rate]).unwrap(), clock);
+    for (operands, words) in [
+        ([row(1), clock, log, rate], "mlp_head_tick: expected a row of two numbers or more for each image, got [N, 1]"),
+        ([row(15), rate, log, rate], "mlp_head_tick: clock is [4], expected [2] u32"),
+        ([row(15), clock, log, log], "mlp_head_tick: rate is [7, 2], expected [4]"),
+    ] {
+        let error = tick.infer(&operands).unwrap_err().to_string();
+        assert!(error.starts_with(words), "{error}");
+    }
 }
 
 #[test]

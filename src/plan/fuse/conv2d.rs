@@ -96,7 +96,8 @@ impl Chain for Block {
 /// Slices of a weight's gradient on a processor: the kernel itself hands the work to threads, and adds up what they find.
 const THREADS: usize = 1;
 
-/// Slices of a weight's gradient at most by kernels of registers: a software adapter has few cores to keep busy, and adds them up slowly.
+/// Slices of a weight's gradient at most by kernels of registers: a software adapter has few cores to keep busy, and adds them up
+/// slowly. Where a gradient is one tile, as that of the first convolution often is, more cores than this have nothing to do.
 const CORES: usize = 16;
 
 /// Every block of the graph.

@@ -1,4 +1,5 @@
-//! The end of a classifier: two dense layers, the loss and all gradients become [`MlpHead`], [`MlpHeadGrad`] and [`MlpHeadLoss`].
+//! The end of a classifier: two dense layers, the loss and all gradients become [`MlpHead`], [`MlpHeadGrad`] and [`MlpHeadLoss`]; the last and
+//! the end of a training step that takes note of it become [`MlpHeadTick`].
 
 use super::{Chain, Now, Uses};
 use crate::error::Result;
@@ -83,4 +84,51 @@ fn head(uses: &Uses<'_>, loss: TensorId) -> Option<Head> {
     };
     let nodes = [found.inside(), found.outside()].concat();
     (of_these && MlpHead::takes(features, units, classes) && uses.undisturbed(&nodes)).then_some(found)
+}
+
+/// The loss of a head and the tick that alone reads it.
+struct Noted {
+    label: String,
+    rows: TensorId,
+    /// The loss and the count of right answers.
+    found: [TensorId; 2],
+    effect: TensorId,
+    tick: Tick,
+    /// The clock, the log and the rate.
+    changed: [TensorId; 3],
+}
+
+impl Chain for Noted {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn inside(&self) -> Vec<TensorId> {
+        self.found.to_vec()
+    }
+
+    fn outside(&self) -> Vec<TensorId> {
+        vec![self.effect]
+    }
+
+    fn emit(&self, graph: &mut Graph, id: TensorId, now: &mut Now) -> Result<()> {
+        let [clock, log, rate] = self.changed.map(|tensor| now[&tensor]);
+        let effect = graph.apply(MlpHeadTick { tick: self.tick }, &[now[&self.rows], clock, log, rate])?;
+        now.insert(id, effect);
+        Ok(())
+    }
+}
+
+/// Every end of a training step that takes note of a head's loss, which nothing else reads.
+pub(super) fn ticks(uses: &Uses<'_>) -> Vec<Box<dyn Chain>> {
+    let all = uses.all(|op| if let Op::Tick(tick) = op { Some(*tick) } else { None });
+    all.filter_map(|(effect, tick)| Some(Box::new(noted(uses, effect, tick)?) as Box<dyn Chain>)).collect()
+}
+
+fn noted(uses: &Uses<'_>, effect: TensorId, tick: Tick) -> Option<Noted> {
+    let &[loss, correct, clock, log, rate] = uses.inputs(effect) else { return None };
+    let is_head = matches!(uses.op(loss), Some(Op::MlpHeadLoss(_))) && uses.graph.extra_outputs(loss) == [correct];
+    let label = uses.graph.node(effect).label.clone();
+    let found = Noted { label, rows: *uses.inputs(loss).first()?, found: [loss, correct], effect, tick, changed: [clock, log, rate] };
+    is_head.then_some(found)
 }

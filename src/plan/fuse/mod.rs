@@ -51,7 +51,7 @@ type Find = fn(&Uses<'_>) -> Vec<Box<dyn Chain>>;
 /// lanes are those of a vector, it takes all of them.
 fn patterns(style: Style) -> &'static [Find] {
     match style {
-        Style::Portable => &[conv2d::find, dense::find, loss::find, mlp_head::find, adam::sums, adam::groups],
+        Style::Portable => &[conv2d::find, dense::find, loss::find, mlp_head::find, mlp_head::ticks, adam::sums, adam::groups],
         Style::Cpu => &[conv2d::find_for_threads, dense::find, loss::find, adam::sums],
         Style::Registers => &[conv2d::find_for_registers, loss::find, adam::sums, adam::long_sums],
     }

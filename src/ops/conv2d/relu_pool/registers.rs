@@ -1,12 +1,9 @@
 //! Launches of the block's kernels that keep to registers, where nothing is stored as f16 and the channels allow them.
 
-use super::super::registers::{SHARERS, TILE};
+use super::super::registers::{QUAD, TILE};
 use super::{Block, PLACES};
-use crate::ops::{Kernel, Launch, SPREAD, Variant, Workgroups, kernel};
+use crate::ops::{Kernel, Launch, SHARERS, SPREAD, Variant, Workgroups, kernel};
 use crate::shape::{DType, TensorType};
-
-/// Channels that one load takes.
-const QUAD: usize = 4;
 
 /// Of the block forward; another kernel where channels do not come in fours.
 pub(super) fn forward(block: &Block, x: TensorType, y: DType) -> Vec<Variant> {
