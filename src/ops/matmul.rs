@@ -9,8 +9,9 @@ use crate::shape::{DType, Shape, TensorType};
 /// Into what the portable kernel cuts C.
 const TILES: Tiles = Tiles { tile: [64, 64], step: 16, block: [4, 4], parts: 1 };
 
-/// Edge of the tile that one workgroup of `matmul_registers` computes; `TILE` in it.
-const REGISTERS: usize = 32;
+/// Rows and columns of the tile that one workgroup of the kernels of registers computes, of the whole one and of the narrow one; the rows are
+/// `TILE` in them.
+const REGISTERS: [[usize; 2]; 2] = [[32, 32], [16, 32]];
 
 /// `C = op(A) · op(B)` of operands A and B, where `op` transposes if asked. M or K may be the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -149,12 +150,12 @@ impl Rules for Matmul {
 
     fn variants(&self, inputs: &[TensorType], output: TensorType) -> Vec<Variant> {
         let mut variants = Tiles::variants(TILES, output.shape.last(), Tiles::any, |tiles| self.portable(inputs, tiles));
-        // This one loads and stores in fours.
-        if [inputs[0], inputs[1], output].iter().all(|ty| ty.shape.last().is_multiple_of(4)) {
-            let mut launch = self.tiled(inputs, kernel!("matmul_registers"), [REGISTERS; 2]);
-            launch.constants.push((SPREAD, SHARERS));
-            variants.extend(Variant::registers(launch));
-        }
+        // The first loads and stores in fours.
+        let whole = [inputs[0], inputs[1], output].iter().all(|ty| ty.shape.last().is_multiple_of(4));
+        let kernel = if whole { kernel!("matmul_registers") } else { kernel!("matmul_registers_narrow") };
+        let mut launch = self.tiled(inputs, kernel, REGISTERS[usize::from(!whole)]);
+        launch.constants.push((SPREAD, SHARERS));
+        variants.extend(Variant::registers(launch));
         variants
     }
 

@@ -98,6 +98,25 @@ fn products() -> Vec<Target> {
                 ["a as if not transposed", "return transpose(vectors)", "return vectors"],
             ],
         ),
+        variant(
+            matmul(false, true),
+            &[batched(&[33]), fixed(&[71, 33])],
+            37,
+            &[
+                ["b as if not transposed", "columns * depth + safe", "safe * N + columns"],
+                ["a column too many", "column + 3u < N", "column + 3u < N + 8u"],
+                ["rows of a quad exchanged", "pick(i % 4u, v0, v1,", "pick(i % 4u, v1, v0,"],
+            ],
+        ),
+        variant(
+            matmul(true, false),
+            &[batched(&[33]), batched(&[10])],
+            67,
+            &[
+                ["a as if not transposed", "safe * rows + row", "row * depth + safe"],
+                ["last step along K left out", "k < depth; k", "k + 4u <= depth; k"],
+            ],
+        ),
     ]
 }
 
