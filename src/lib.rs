@@ -64,7 +64,8 @@
 //! - Two live tensors never share a slot, and no step reads and writes one slot except through [`ops::Rules::updates`]
 //!   ([`plan::Plan::verify`]).
 //! - A planned reference run equals an unplanned one bit for bit; CPU and GPU agree with it within stated tolerances.
-//! - Every step has a portable kernel; it may have variants, for adapters of another nature ([`ops::Style`]), of other tiles, or that
+//! - Every step has a portable kernel; it may have variants, for adapters of another nature ([`ops::Style`]), of other tiles, that hand
+//!   loads from invocation to invocation ([`ops::SPREAD`]), which only adapters with subgroups run, or that
 //!   multiply by cooperative matrices ([`ops::Matrices`]), which are for tensors of f16 alone and run only once proved. One place
 //!   in an executor picks ([`exec::Executor::pick`]), by a table that [`exec::tune`] may have filled; it picks when a plan is loaded, for
 //!   good. The self-test judges what is picked, a checkpoint holds it, and the tests run all of them everywhere.

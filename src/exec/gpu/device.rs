@@ -297,6 +297,9 @@ impl Gpu {
         let spread = enough.then_some(info.subgroup_min_size);
         let (loss, uncaught) = (Arc::default(), Arc::default());
         let (style, matrices) = (style(&info), Arc::default());
+        if style == Style::Registers && spread.is_none() {
+            log::warn!("{name} is open without SUBGROUP of {LEAST_SPREAD} invocations: matrix products are many times slower");
+        }
         Ok(Self { device, queue, name: name.to_owned(), checks, style, spread, matrices, cache: None, loss, uncaught })
     }
 
