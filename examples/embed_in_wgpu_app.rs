@@ -40,12 +40,14 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // The host opens its device as it likes. The network asks for one feature, by which kernels learn the batch; and for a second
-    // where there is no GPU: the kernels that are fast on a software adapter.
+    // The host opens its device as it likes. The network asks for one feature, by which kernels learn the batch; on a software
+    // adapter, where there is no GPU, a second makes it fast.
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()))?;
+    let software = adapter.get_info().device_type == wgpu::DeviceType::Cpu;
+    let fast = if software { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };
     let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-        required_features: wgpu::Features::IMMEDIATES | (adapter.features() & wgpu::Features::SUBGROUP),
+        required_features: wgpu::Features::IMMEDIATES | (adapter.features() & fast),
         required_limits: wgpu::Limits { max_immediate_size: 4, ..wgpu::Limits::default() },
         ..Default::default()
     }))?;

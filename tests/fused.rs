@@ -6,7 +6,7 @@ mod head;
 #[path = "fused/step.rs"]
 mod step;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::examples::{dense_layers, heads, relu_pools};
@@ -26,6 +26,16 @@ const POOL: Window = Window { kernel: [2, 2], stride: [2, 2], dilation: [1, 1], 
 fn fused_operators_agree_with_their_references() {
     // Convolutions take software adapters seconds to compile. The first ten have every kernel.
     let kept = |n: usize| n < 10 || common::keeps(n);
+    let of_registers = |wanted: &dyn Fn(usize) -> bool| -> BTreeSet<String> {
+        let all = relu_pools().into_iter().enumerate().filter(|&(n, _)| wanted(n)).map(|(_, example)| example);
+        let variants = all.flat_map(|example| {
+            let rules = example.op.rules();
+            rules.variants(&example.types, rules.infer(&example.types).unwrap())
+        });
+        variants.filter(|variant| variant.style == Style::Registers).map(|variant| variant.name).collect()
+    };
+    let every = of_registers(&|_| true);
+    assert!(every.len() == 5 && of_registers(&|n| n < 10) == every, "{every:?}");
     let convolutions = relu_pools().into_iter().enumerate().filter(|&(n, _)| kept(n)).map(|(_, example)| example);
     for example in convolutions.chain(dense_layers()).chain(heads()) {
         for batch in [0, 1, example.batch, 7] {

@@ -175,19 +175,44 @@ fn quick_tries_once_where_adapters_are_fast_and_stands_by_its_answer() {
     assert_eq!(files(another.path()).len(), 1);
 }
 
-#[test]
-fn a_device_without_a_clock_is_timed_by_the_hosts() {
-    let Some(gpu) = shared_gpus().first() else { return };
+/// The same adapter, open with no more than every kernel needs.
+fn bare(gpu: &Gpu) -> Gpu {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
     let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == gpu.name()).expect("the adapter under test");
     let required_limits = adapter.limits();
     let descriptor = wgpu::DeviceDescriptor { required_features: wgpu::Features::IMMEDIATES, required_limits, ..Default::default() };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
-    let host = Gpu::from_wgpu(device, queue, "the host's", Checks::Off).unwrap();
+    Gpu::from_wgpu(device, queue, "the host's", Checks::Off).unwrap()
+}
+
+#[test]
+fn a_device_without_a_clock_is_timed_by_the_hosts() {
+    let Some(gpu) = shared_gpus().first() else { return };
+    let host = bare(gpu);
     assert_eq!(picked(&host, tuning(Tune::Full, None)), "double_fast");
     // Whatever the host calls it, it is the same device.
     assert_eq!(GpuExecutor::new(host).identity(), GpuExecutor::new(gpu.clone()).identity());
+}
+
+#[test]
+fn what_a_device_without_subgroups_found_is_kept_beside_what_one_with_them_found() {
+    let Some(gpu) = shared_gpus().first().filter(|gpu| GpuExecutor::new((*gpu).clone()).shares()) else { return };
+    let mut graph = Graph::new();
+    let a = graph.input("a", TensorType::f32(Shape::batched(&[8])));
+    let b = graph.input("b", TensorType::f32(Shape::fixed(&[8, 8])));
+    let product = graph.matmul(a, b).unwrap();
+    let plan = Plan::new(&graph, &[product], 4).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for gpu in [bare(gpu), gpu.clone()] {
+        GpuExecutor::new(gpu).with_tuning(tuning(Tune::Full, Some(folder.path()))).settle(&plan).unwrap();
+    }
+    let text = fs::read_to_string(&files(folder.path())[0]).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let key = &plan.steps()[0].key;
+    let tried = |key: &str| kept["steps"][key]["us"]["matmul_registers"].is_number();
+    assert_eq!([tried(key), tried(&format!("{key}, shared"))], [false, true], "{text}");
+    assert!(kept["steps"][key.as_str()]["kernel"].is_string(), "{text}");
 }
 
 #[test]

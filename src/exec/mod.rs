@@ -60,7 +60,7 @@ pub trait Executor: Send {
         false
     }
 
-    /// Whether invocations of a subgroup can hand each other values there, [`LEAST_SPREAD`](crate::ops::LEAST_SPREAD) of them at least.
+    /// Whether it can run kernels whose invocations hand each other what they load ([`SPREAD`](crate::ops::SPREAD)).
     fn shares(&self) -> bool {
         false
     }

@@ -2,9 +2,9 @@
 //! their gradients.
 //!
 //! Between the first product and the hidden layer's gradient an image needs nothing of another one, so [`MlpHead`] takes each from one end to
-//! the other. Then [`MlpHeadGrad`] has three products that no longer wait for each other, and [`MlpHeadLoss`] adds up, or [`MlpHeadTick`] in a training
-//! step. Fusion puts them into a
-//! plan (`plan/fuse/mlp_head.rs`); a graph that is differentiated has the operators they stand for.
+//! the other. Then [`MlpHeadGrad`] has three products that no longer wait for each other, and [`MlpHeadLoss`] adds up, or, in a training
+//! step, [`MlpHeadTick`]. Fusion puts them into a plan (`plan/fuse/mlp_head.rs`); a graph that is differentiated has the operators they
+//! stand for.
 
 mod grad;
 mod loss;

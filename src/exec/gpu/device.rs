@@ -212,7 +212,8 @@ pub struct Gpu {
     pub(super) name: String,
     pub(super) checks: Checks,
     pub(super) style: Style,
-    /// How many invocations a subgroup has at least, if they can hand each other values and are enough for kernels that do.
+    /// On a software adapter how many invocations a subgroup has at least, if they can hand each other values and are enough for
+    /// kernels that do.
     pub(super) spread: Option<u32>,
     /// Cooperative matrices that kernels may use.
     pub(super) matrices: Arc<[Matrices]>,
@@ -293,11 +294,12 @@ impl Gpu {
             return Err(Error::Unsupported { adapter: name.to_owned(), lacks: lacks.join("; ") });
         }
         let info = device.adapter_info();
-        let enough = device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= LEAST_SPREAD;
-        let spread = enough.then_some(info.subgroup_min_size);
-        let (loss, uncaught) = (Arc::default(), Arc::default());
         let (style, matrices) = (style(&info), Arc::default());
-        if style == Style::Registers && spread.is_none() {
+        let (loss, uncaught) = (Arc::default(), Arc::default());
+        let software = style == Style::Registers;
+        let enough = device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= LEAST_SPREAD;
+        let spread = (software && enough).then_some(info.subgroup_min_size);
+        if software && !enough {
             log::warn!("{name} is open without SUBGROUP of {LEAST_SPREAD} invocations: matrix products are many times slower");
         }
         Ok(Self { device, queue, name: name.to_owned(), checks, style, spread, matrices, cache: None, loss, uncaught })
