@@ -22,6 +22,10 @@
 // should have invocations has PARTS for each block: each part takes its share of every step's fours, and their sums meet at the end,
 // in order. The workgroups of a slice's first rows add up db too.
 //
+// The rows of dx's tiles are in the order [H, W, N], so that a tile is one pixel of many images where the batch allows it. Then a tap
+// through which no output pixel saw that pixel, past an edge or between two strides, is none of its terms; and where in dy a row's terms
+// are is worked out once for each tap.
+//
 // Dispatch: ceil(N·H·W / TILE_MX) · ceil(CHANNELS / TILE_NX) and SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N)
 // workgroups, the latter rounded up to a multiple of ceil(CHANNELS / TILE_NX).
 // CPU twin: `Conv2dReluPoolGrad::reference` in src/ops/conv2d/relu_pool/both.rs.
@@ -56,12 +60,12 @@ override PITCH_N: u32 = TILE_NX + 13u;
 override LEFT: u32 = max(TILE_M * STEP, PITCH * STEP) / 4u;    // fours staged of the left factors, before those of the right ones
 override RIGHT: u32 = max(TILE_N * STEP, PITCH_N * STEP) / 4u;
 override APART: u32 = LANES / (STEP / 4u);                     // rows staged at a turn of dx's left factor, and columns of the right
-override ONE_TAP: bool = FILTERS % STEP == 0u;                 // whether all terms of a step of dx are of one tap
 override IMAGES: u32 = TILE_M / 4u * (STEP / 4u);              // fours staged of dw's left factor, each of a window
 override TASKS: u32 = IMAGES + TILE_N / 4u * (STEP / 4u);      // … and of the right one, by the next invocations
 override SHARES: u32 = STEP / 4u / PARTS;                      // fours of terms that an invocation takes of a step
+override LISTED: u32 = min(KH * KW, 128u);                     // taps that are listed, if no more than these are there
 
-const OUTSIDE = -(1i << 30u); // no output pixel sees a row that lies here
+const NOWHERE = 5u; // the place of an output pixel that is not there
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
@@ -78,9 +82,8 @@ var<immediate> call: Call;
 // Of dw, fours of rows and of columns: [term][row], [term][column]. Of dx, fours of terms: [four][row], [four][column], in the order of
 // `spot`. In the end, the parts' sums.
 var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
-var<workgroup> row_h: array<i32, TILE_MX>;    // each row's pixel, counted from the corner of the padding
-var<workgroup> row_w: array<i32, TILE_MX>;
-var<workgroup> row_image: array<u32, TILE_MX>; // first pixel of y of its image
+// The taps through which an output pixel saw a pixel of dx's tile, and as many again as are not there.
+var<workgroup> taps: array<u32, LISTED + 1u>;
 
 // What comes back to four filters of a window, as it is loaded, the places of their maxima, and the one that is asked for.
 struct Returned {
@@ -261,7 +264,6 @@ fn stage_gradient(lane: u32, turn: u32, back: Returned) {
 // One tile of dx.
 fn input_grad(tile: u32, lane: u32) {
     let rows = call.batch * H * W;
-    let depth = KH * KW * FILTERS;
     let tiles_n = (CHANNELS + TILE_NX - 1u) / TILE_NX;
     let row0 = tile / tiles_n * TILE_MX;
     let column0 = tile % tiles_n * TILE_NX;
@@ -270,12 +272,7 @@ fn input_grad(tile: u32, lane: u32) {
     let block_row = block / (TILE_NX / BLOCK_N) * 4u;
     let block_column = block % (TILE_NX / BLOCK_N) * 4u;
 
-    for (var i = lane; i < TILE_MX; i += LANES) {
-        let row = row0 + i;
-        row_h[i] = select(OUTSIDE, i32(row / W % H + PAD_H), row < rows);
-        row_w[i] = i32(row % W + PAD_W);
-        row_image[i] = row / (H * W) * (PH * PW);
-    }
+    let depth = FILTERS * count_taps(row0, min(row0 + TILE_MX, rows) - 1u, lane);
     workgroupBarrier();
 
     // The block's quarters, or what it has of them: s01 is half a tile right of s00, and s10 below. A matrix's column is a row.
@@ -288,26 +285,28 @@ fn input_grad(tile: u32, lane: u32) {
     let first = lane / (STEP / 4u);
     let left = part * SHARES * PITCH + block_row / 4u;
     let right = LEFT + part * SHARES * PITCH_N + block_column / 4u;
-    var left_ahead = load_pixel(0u, four, first, 0u);
-    var left_next = load_pixel(0u, four, first, 1u);
-    var right_ahead = load_w(0u, four, column0, first, 0u);
-    var right_next = load_w(0u, four, column0, first, 1u);
+    var terms = moved(Terms(), FILTERS + 4u * four, row0 + first);
+    var left_ahead = load_pixel(terms, 0u);
+    var left_next = load_pixel(terms, 1u);
+    var right_ahead = load_w(terms, column0 + first, 0u);
+    var right_next = load_w(terms, column0 + first, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
         stage_pixel(four, first, 0u, left_ahead);
         stage_pixel(four, first, 1u, left_next);
         for (var turn = 2u; turn * APART < TILE_MX; turn += 1u) {
-            stage_pixel(four, first, turn, load_pixel(k0, four, first, turn));
+            stage_pixel(four, first, turn, load_pixel(terms, turn));
         }
         stage_w(four, first, 0u, right_ahead);
         stage_w(four, first, 1u, right_next);
         for (var turn = 2u; turn * APART < TILE_NX; turn += 1u) {
-            stage_w(four, first, turn, load_w(k0, four, column0, first, turn));
+            stage_w(four, first, turn, load_w(terms, column0 + first, turn));
         }
         workgroupBarrier();
-        left_ahead = load_pixel(k0 + STEP, four, first, 0u);
-        left_next = load_pixel(k0 + STEP, four, first, 1u);
-        right_ahead = load_w(k0 + STEP, four, column0, first, 0u);
-        right_next = load_w(k0 + STEP, four, column0, first, 1u);
+        terms = moved(terms, STEP, row0 + first);
+        left_ahead = load_pixel(terms, 0u);
+        left_next = load_pixel(terms, 1u);
+        right_ahead = load_w(terms, column0 + first, 0u);
+        right_next = load_w(terms, column0 + first, 1u);
         for (var s = 0u; s < SHARES; s += 1u) {
             let i = left + s * PITCH;
             let j = right + s * PITCH_N;
@@ -343,24 +342,83 @@ fn input_grad(tile: u32, lane: u32) {
     }
 }
 
-// A four of the terms from `k0` on, of the row of dx's left factor that is staged at this turn.
-fn load_pixel(k0: u32, four: u32, first: u32, turn: u32) -> Returned {
-    let row = first + turn * APART;
-    let k = k0 + 4u * four;
-    if turn * APART >= TILE_MX || row >= TILE_MX || k >= KH * KW * FILTERS {
+// Lists the taps through which an output pixel saw a pixel of these rows, and says how many they are: all where the rows are of more than
+// two pixels.
+fn count_taps(first_row: u32, last_row: u32, lane: u32) -> u32 {
+    if KH * KW > LISTED {
+        return KH * KW;
+    }
+    let first = first_row / call.batch;
+    let last = last_row / call.batch;
+    var count = 0u;
+    for (var tap = 0u; tap < KH * KW; tap += 1u) {
+        if last > first + 1u || saw(position(first), tap) || saw(position(last), tap) {
+            if lane == LANES - 1u {
+                taps[count] = tap;
+            }
+            count += 1u;
+        }
+    }
+    for (var i = count; i <= KH * KW && lane == LANES - 1u; i += 1u) {
+        taps[i] = KH * KW;
+    }
+    return count;
+}
+
+// Of an input pixel, counted from the corner of the padding.
+fn position(pixel: u32) -> vec2<u32> {
+    return vec2(pixel / W + PAD_H, pixel % W + PAD_W);
+}
+
+// Whether an output pixel saw it through a tap.
+fn saw(position: vec2<u32>, tap: u32) -> bool {
+    // What lies before the first window is huge.
+    let at = position - vec2(tap / KW * DILATION_H, tap % KW * DILATION_W);
+    return all(at < vec2(2u * PH * STRIDE_H, 2u * PW * STRIDE_W)) && all(at % vec2(STRIDE_H, STRIDE_W) == vec2<u32>());
+}
+
+// Four terms of the rows that an invocation stages: a tap, and filters from one on.
+struct Terms {
+    tap: u32,
+    filters: u32,
+    next: u32,       // of the taps
+    at: vec4<u32>,   // of the output pixel that saw each row through the tap: its window, as an index of dy
+    here: vec4<u32>, // and its place there, or NOWHERE
+}
+
+// Those so many terms further on; `row` is the first that is staged.
+fn moved(before: Terms, by: u32, row: u32) -> Terms {
+    var terms = before;
+    terms.filters += by;
+    if terms.filters < FILTERS {
+        return terms;
+    }
+    terms.next += terms.filters / FILTERS;
+    terms.filters %= FILTERS;
+    // Past the last tap nothing sees anything, and all that is multiplied is zero.
+    terms.tap = min(terms.next - 1u, KH * KW);
+    if KH * KW <= LISTED {
+        terms.tap = taps[terms.tap];
+    }
+    for (var turn = 0u; turn * APART < TILE_MX; turn += 1u) {
+        let pixel = (row + turn * APART) / call.batch;
+        let image = row + turn * APART - pixel * call.batch;
+        let there = position(pixel);
+        let seen = pixel < H * W && terms.tap < KH * KW && saw(there, terms.tap);
+        let h = (there.x - terms.tap / KW * DILATION_H) / STRIDE_H;
+        let v = (there.y - terms.tap % KW * DILATION_W) / STRIDE_W;
+        terms.at[turn] = select(0u, ((image * PH + h / 2u) * PW + v / 2u) * (FILTERS / 4u), seen);
+        terms.here[turn] = select(NOWHERE, h % 2u * 2u + v % 2u, seen);
+    }
+    return terms;
+}
+
+// Those of the row that is staged at this turn.
+fn load_pixel(terms: Terms, turn: u32) -> Returned {
+    if turn * APART >= TILE_MX {
         return Returned();
     }
-    // A place before the first window is a huge one when unsigned.
-    let tap = select(k, k0, ONE_TAP) / FILTERS;
-    let h = u32(row_h[row] - i32(tap / KW * DILATION_H));
-    let v = u32(row_w[row] - i32(tap % KW * DILATION_W));
-    if h >= 2u * PH * STRIDE_H || v >= 2u * PW * STRIDE_W || h % STRIDE_H != 0u || v % STRIDE_W != 0u {
-        return Returned();
-    }
-    let oh = h / STRIDE_H;
-    let ow = v / STRIDE_W;
-    let at = (row_image[row] + oh / 2u * PW + ow / 2u) * FILTERS + k - tap * FILTERS;
-    return returned(at / 4u, oh % 2u * 2u + ow % 2u);
+    return returned(terms.at[turn] + terms.filters / 4u, terms.here[turn]);
 }
 
 fn stage_pixel(four: u32, first: u32, turn: u32, back: Returned) {
@@ -370,15 +428,13 @@ fn stage_pixel(four: u32, first: u32, turn: u32, back: Returned) {
     }
 }
 
-// A four of the terms from `k0` on, of the column of dx's right factor that is staged at this turn.
-fn load_w(k0: u32, four: u32, column0: u32, first: u32, turn: u32) -> vec4<f32> {
-    let column = first + turn * APART;
-    let k = k0 + 4u * four;
-    if turn * APART >= TILE_NX || column >= TILE_NX || k >= KH * KW * FILTERS || column0 + column >= CHANNELS {
+// Those of the column that is staged at this turn. Past the last channel that one again, of which nothing is stored.
+fn load_w(terms: Terms, column: u32, turn: u32) -> vec4<f32> {
+    if turn * APART >= TILE_NX || terms.tap == KH * KW {
         return vec4<f32>();
     }
-    let tap = select(k, k0, ONE_TAP) / FILTERS;
-    return w[((tap * CHANNELS + column0 + column) * FILTERS + k - tap * FILTERS) / 4u];
+    let channel = min(column + turn * APART, CHANNELS - 1u);
+    return w[(terms.tap * CHANNELS + channel) * (FILTERS / 4u) + terms.filters / 4u];
 }
 
 fn stage_w(four: u32, first: u32, turn: u32, value: vec4<f32>) {
@@ -406,7 +462,9 @@ fn store_weight(quarter: u32, part: u32, block: u32, slice: u32, row: u32, colum
 fn store_input(quarter: u32, part: u32, block: u32, row: u32, rows: u32, column: u32, own: mat4x4<f32>) {
     let s = meet(quarter, part, block, own);
     for (var i = 0u; i < 4u && row + i < rows && column < CHANNELS && part == owner(quarter); i += 1u) {
-        dx[((row + i) * CHANNELS + column) / 4u] = s[i];
+        let pixel = (row + i) / call.batch;
+        let image = row + i - pixel * call.batch;
+        dx[((image * (H * W) + pixel) * CHANNELS + column) / 4u] = s[i];
     }
 }
 

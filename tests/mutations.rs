@@ -381,7 +381,7 @@ fn every_missing_barrier_is_noticed_where_subgroups_run_in_turn() {
     if device.contains("SwiftShader") {
         // A kernel of two branches, either with barriers. It seems that here all invocations pass those of the branch not taken, too: neither
         // other tiles, nor the branches exchanged, nor the rows set from the last one on show this one.
-        survivors.retain(|race| !race.starts_with("conv2d_relu_pool_grad: no barrier after the rows' windows"));
+        survivors.retain(|race| !race.starts_with("conv2d_relu_pool_grad: no barrier after the list of taps"));
     }
     let software = adapters().iter().any(|adapter| adapter.kind == "software" && device.contains(&adapter.name));
     println!("{} of {count} races survive on {device}, software: {software}: {survivors:#?}", survivors.len());

@@ -37,6 +37,9 @@ const DEEP: Tiles = in_parts([32, 32], 32, [8, 8], 8);
 /// By how much a pitch is longer than what is staged, at most, in any kernel.
 const PITCH: usize = 13;
 
+/// Words that a list of taps takes, at most.
+const TAPS: usize = 129;
+
 /// Fewer workgroups than these at a batch of 64 are few.
 const FEW: usize = 128;
 
@@ -133,10 +136,10 @@ impl Tiles {
         let alike = |a: &Self, b: &Self| (a.lanes(), a.step, a.block, a.parts) == (b.lanes(), b.step, b.block, b.parts);
         let pairs = first.into_iter().filter(|tiles| tiles.in_parts());
         let pairs = pairs.flat_map(|a| second.iter().filter(move |b| alike(&a, b)).map(move |&b| [a, b]));
-        // What they stage, one with a pitch, and the second one's rows.
+        // What they stage, one with a pitch, and a list of taps.
         let fits = |[a, b]: &[Self; 2]| {
             let staged: usize = [0, 1].map(|i| a.tile[i].max(b.tile[i] + PITCH)).iter().sum();
-            4 * (staged * a.step + 3 * b.tile[0]) <= 16 * 1024
+            4 * (staged * a.step + TAPS) <= 16 * 1024
         };
         pairs.filter(|pair| *pair != usual && fits(pair)).collect()
     }
@@ -192,7 +195,8 @@ mod tests {
                 for [a, b] in pairs.into_iter().chain([usual]) {
                     assert!((a.lanes(), a.step, a.block, a.parts) == (b.lanes(), b.step, b.block, b.parts), "{a:?} {b:?}");
                     let staged = [0, 1].map(|i| a.tile[i].max(b.tile[i] + PITCH)).iter().sum::<usize>() * a.step;
-                    assert!(4 * (staged + 3 * b.tile[0]) <= 16 * 1024, "{a:?} {b:?}");
+                    assert!(4 * (staged + TAPS) <= 16 * 1024, "{a:?} {b:?}");
+                    assert!(b.tile[0] * (b.step / 4) <= 4 * b.lanes(), "{b:?}: an invocation stages at most four rows");
                 }
             }
         }

@@ -68,7 +68,11 @@ pub(crate) fn targets() -> Vec<Target> {
         target(
             example(Altered::named(Conv2dReluPoolGrad { conv, slices: 5 }, "/64x64+64x64x16/8x8x2"), &[x, pooled, place, w], 3),
             &[
-                ["later rows' pixels not set", "i < TILE_MX; i += LANES", "i < 32u; i += LANES"],
+                [
+                    "later rows' pixels not set",
+                    "turn * APART < TILE_MX; turn += 1u) {\n        let pixel",
+                    "turn < 1u; turn += 1u) {\n        let pixel",
+                ],
                 stored("column + TILE_N / 2u, s11)", "column, s11)"),
                 stored("column + TILE_NX / 2u, s11)", "column, s11)"),
             ],
