@@ -98,20 +98,24 @@ printf 'Usable adapters:\n%s\n' "$found"
 pass 'everything, on the first adapter' cargo test --no-fail-fast
 clients
 
-# The test files that touch a GPU, and the unit tests.
-gpu_tests=(--lib)
-for file in $(grep -lE 'executors\(|check_op|GpuExecutor|common::gpu' tests/*.rs); do
-    gpu_tests+=(--test "$(basename "$file" .rs)")
-done
-
-# That every fault of a kernel is noticed has been seen by then; compiling them all takes minutes.
-spared=(-- --skip every_mutation_of_a_kernel_is_noticed)
+# The unit tests and the test files that touch a GPU, as many at once as there are processors, since these drivers compile kernels on
+# one thread; what each has to say is printed when it ends. That every fault of a kernel is noticed has been seen by then; compiling
+# them all takes minutes.
+gpu_tests() {
+    { echo --lib && grep -lE 'executors\(|check_op|GpuExecutor|common::gpu' tests/*.rs | sed 's,^tests/\(.*\).rs$,--test=\1,'; } |
+        xargs -P "$(getconf _NPROCESSORS_ONLN)" -I{} bash -c '
+            code=0
+            said=$(cargo test --no-fail-fast "$1" -- --skip every_mutation_of_a_kernel_is_noticed 2>&1) || code=1
+            printf "\n== %s, %d s ==\n%s\n" "$1" $SECONDS "$said"
+            exit $code' _ {}
+}
+export -f gpu_tests
 
 if grep -qi llvmpipe <<<"$found"; then
     for width in 128 512; do
         pass "Mesa software adapter, subgroups of $((width / 32))" \
             env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=llvmpipe LP_NATIVE_VECTOR_WIDTH=$width MESA_SHADER_CACHE_DIR="$work/mesa-$width" \
-            cargo test --no-fail-fast "${gpu_tests[@]}" "${spared[@]}"
+            bash -c gpu_tests
     done
 else
     skip 'Mesa software adapter, subgroups of 4 and 16' 'the driver is not installed'
@@ -135,7 +139,7 @@ swiftshader() {
 if swiftshader >"$work/swiftshader.log" 2>&1; then
     # The loader took its drivers from the first variable until 1.3.207, and takes them from the second since.
     pass 'SwiftShader' env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=swiftshader VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
-        cargo test --no-fail-fast "${gpu_tests[@]}" "${spared[@]}"
+        bash -c gpu_tests
 else
     skip 'SwiftShader' "no chromium-common package to take it from (see $work/swiftshader.log)"
 fi
