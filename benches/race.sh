@@ -2,14 +2,14 @@
 # Races shadernet against other programs on the CIFAR-10 network, in turn: ours, a peer, ours, the next peer, … , and again.
 #
 #   benches/race.sh PEERS_DIR --data DIR [--device D] [--rounds N] [--epochs N] [--limit-train N] [--seconds S]
-#                   [--only NAME,NAME] [--out FILE.json]
+#                   [--precision f32|mixed] [--only NAME,NAME] [--out FILE.json]
 #
 # DIR holds data_batch_1.bin to data_batch_5.bin and test_batch.bin. PEERS_DIR holds any of
 #   torch_seed.py   PyTorch, eager and compiled, on the CPU also with one thread; with CUDA also as a CUDA graph
 #   keras_seed.py   Keras on TensorFlow; it always takes all images, and its time of training includes validation
-#   burn/           a Rust program: target/release/burn_cifar, or its packed form burn_cifar-*.xz
+#   burn/           a Rust program: target/release/burn_cifar, or its packed form burn_cifar-*.xz, also beside this folder
 # Candle is raced on the CPU when benches/candle is built: (cd benches/candle && cargo build --release)
-# What is not installed is named and left out, and so is what fails. A ratio is ours to the peer's, above 1 where ours is
+# `--precision mixed` is for ours alone. What is not installed is named and left out, and so is what fails. A ratio is ours to the peer's, above 1 where ours is
 # better, of two runs one after the other; its spread is that over the rounds.
 #
 # Environment: PYTHON (default python3), SHADERNET (our program; default: built here), THREADS (default: all cores).
@@ -20,7 +20,7 @@ usage() {
     exit "$1"
 }
 
-peers='' data='' device=auto rounds=3 epochs=2 limit=50000 seconds=2 only='' out=''
+peers='' data='' device=auto rounds=3 epochs=2 limit=50000 seconds=2 precision=f32 only='' out=''
 while [ $# -gt 0 ]; do
     case $1-$# in
     -h-* | --help-*) usage 0 ;;
@@ -33,6 +33,7 @@ while [ $# -gt 0 ]; do
     --epochs) epochs=$2 ;;
     --limit-train) limit=$2 ;;
     --seconds) seconds=$2 ;;
+    --precision) precision=$2 ;;
     --only) only=$2 ;;
     --out) out=$2 ;;
     --*) usage 2 >&2 ;;
@@ -95,7 +96,8 @@ else
     enter keras "$THREADS" "$PYTHON" "$peers/keras_seed.py" "$data" --epochs "$epochs"
 fi
 burn=$peers/burn/target/release/burn_cifar
-packed=$(compgen -G "$peers/burn/burn_cifar-*.xz" | head -n 1 || true)
+packed=$(compgen -G "$peers/burn/burn_cifar-*.xz" || compgen -G "$peers/burn_cifar-*.xz" || true)
+packed=${packed%%$'\n'*}
 if [ ! -x "$burn" ] && [ -n "$packed" ] && { wanted burn-wgpu || wanted burn-flex; }; then
     burn=$work/burn_cifar
     xz --decompress --stdout "$packed" >"$burn" && chmod +x "$burn" || rm -f "$burn"
@@ -169,7 +171,7 @@ print(json.dumps(dict(round=round_, peer=peer, who=who, found=found, report=repo
 END
 
 ours() {
-    local limits=(--epochs "$epochs" --limit-train "$limit" --seconds "$seconds")
+    local limits=(--epochs "$epochs" --limit-train "$limit" --seconds "$seconds" --precision "$precision")
     "$SHADERNET" bench --json --data "$data" --device "$device" --threads "$1" "${limits[@]}"
 }
 

@@ -179,6 +179,12 @@ mod tests {
             assert!(block.iter().all(|edge| [4, 8].contains(edge)), "{tiles:?}");
             let bytes = 4 * ((rows + PITCH + columns) * step + 3 * rows);
             assert!(bytes <= 16 * 1024, "{tiles:?} takes {bytes} bytes");
+            // Kernels that list taps have a pitch for the columns too, and an invocation stages at most four rows.
+            let listing = 4 * ((rows + columns + 2 * PITCH) * step + TAPS);
+            assert!(
+                !tiles.in_parts() || (listing <= 16 * 1024 && rows * (step / 4) <= 4 * tiles.lanes()),
+                "{tiles:?} takes {listing} bytes"
+            );
         }
         assert!(WIDE.one_row_each() && NARROW.one_row_each());
         assert!(EVEN.in_parts_of_one_row_each() && DEEP.in_parts_of_one_row_each());

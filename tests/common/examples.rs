@@ -200,12 +200,9 @@ pub fn relu_pools() -> Vec<Example> {
     let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, fixed(&[36])]);
     all.push(example(Conv2dReluPoolGrad { conv, slices: 5 }, &[x, y, TensorType { dtype: DType::U8, ..y }, w], 3));
     // Images enough for tiles of one pixel, of few filters, where many taps see nothing of it; and more taps than are listed.
-    for (conv, image, kernel, [channels, filters], batch) in [
-        (Conv2d::default(), [6, 5], [3, 2], [8, 12], 70),
-        (dilated, [7, 6], [3, 2], [4, 4], 64),
-        (strided, [5, 8], [2, 3], [36, 40], 33),
-        (Conv2d::default(), [13, 13], [12, 11], [4, 4], 2),
-    ] {
+    for (conv, image, kernel, [channels, filters], batch) in
+        [(dilated, [7, 6], [3, 2], [4, 12], 70), (Conv2d::default(), [13, 13], [12, 11], [4, 4], 2)]
+    {
         let (x, w) = (batched(&[image[0], image[1], channels]), fixed(&[kernel[0], kernel[1], channels, filters]));
         let y = output(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, fixed(&[filters])]);
         let place = TensorType { dtype: DType::U8, ..y };

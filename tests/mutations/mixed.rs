@@ -38,8 +38,8 @@ fn blocks() -> Vec<Target> {
         target(
             example(dx, &[y, place, w], 3),
             &[
-                ["the next gradient", "select(f32(dy[i]),", "select(f32(dy[i + 1u]),"],
-                ["one element of four stored", "= DX(values[i]);", "= DX(values[0]);"],
+                ["the next gradient", "Returned(dy[i], place[i]", "Returned(dy[i + 1u], place[i]"],
+                ["one element of four stored", "DX(s[i][c])", "DX(s[i][0])"],
             ],
         ),
         target(

@@ -6,7 +6,7 @@ use shadernet::shape::{DType, TensorType};
 
 use super::common::Altered;
 use super::common::examples::{batched, example, fixed, output};
-use super::{Fault, LAST_STEP, ROW_TOO_MANY, TIES, Target, target};
+use super::{Fault, LAST_STEP, TIES, Target, target};
 
 /// Of invocations that share a block.
 const SHARED: [Fault; 2] = [
@@ -16,6 +16,28 @@ const SHARED: [Fault; 2] = [
 
 /// Of an invocation that stages more than its first two fours.
 const MORE_TURNS: Fault = ["a turn left out", "var turn = 2u; turn * APART < TILE_M", "var turn = 3u; turn * APART < TILE_M"];
+
+/// Of the gradient of images, alone or beside that of the weight.
+const OF_IMAGES: [Fault; 11] = [
+    ["window not turned round", "there.y - terms.tap % KW", "there.y + terms.tap % KW"],
+    ["places exchanged", "h % 2u * 2u + v % 2u", "v % 2u * 2u + h % 2u"],
+    ["a window past the last", "2u * PW * STRIDE_W)", "2u * PW * STRIDE_W + 2u)"],
+    ["between two strides", " && all(at % vec2(STRIDE_H, STRIDE_W) == vec2<u32>())", ""],
+    ["terms for rows", "transpose(fours(i, spot", "(fours(i, spot"],
+    ["terms for columns", "transpose(fours(j, spot", "(fours(j, spot"],
+    ["weights of the next tap", "w[(terms.tap * CHANNELS", "w[((terms.tap + 1u) % (KH * KW) * CHANNELS"],
+    ["pixels of this step again in the next", "        left_ahead = load_pixel(terms, 0u);\n", ""],
+    ["weights of this step again in the next", "        right_ahead = load_w(terms, column0 + first, 0u);\n", ""],
+    ["the same filters again", "terms.filters %= FILTERS", "terms.filters = 0u"],
+    ["always the first tap", "taps[terms.tap]", "taps[0]"],
+];
+
+/// Of its tiles of one pixel, or of two.
+const OF_ONE_PIXEL: [Fault; 3] = [
+    ["a tap that some saw left out", "|| saw(position(last), tap)", ""],
+    ["a tap left out", "count += 1u;\n        }", "count += select(1u, 0u, count == 3u);\n        }"],
+    ["the last step left out", "k0 < depth; k0", "k0 + STEP < depth; k0"],
+];
 
 /// Of convolutions with pooling.
 pub(super) fn relu_pools() -> Vec<Target> {
@@ -113,14 +135,29 @@ pub(super) fn relu_pools() -> Vec<Target> {
             example(Altered::named(Conv2dReluPoolGrad { conv, slices: 4 }, "/128x32+128x32x16/8x8x2"), &[x4, y, place, w4], 3),
             &[MORE_TURNS],
         ),
+        target(example(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, &[y, place, w20], 3), &OF_IMAGES),
         target(
             example(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, &[y, place, w], 3),
             &[
-                ROW_TOO_MANY,
-                ["window not turned round", "row_w[row] - tap_w", "row_w[row] + tap_w"],
-                ["places exchanged", "oh % 2u * 2u + ow % 2u", "ow % 2u * 2u + oh % 2u"],
-                ["what did not win gets a gradient", "0.0, there != here)", "0.0, false)"],
+                ["a row too many", "row + i < rows &&", "row + i <= rows &&"],
+                ["a channel too many", "column + c < CHANNELS", "column + c <= CHANNELS"],
+                ["images in the order of pixels", "(image * (H * W) + pixel) * CHANNELS", "(row + i) * CHANNELS"],
+                ["what did not win gets a gradient", "differs != vec4<u32>());", "vec4(false));"],
+                ["the upper rows again", "fours(i + TILE_M / 8u", "fours(i"],
+                ["the second pixels of this step again", "        left_next = load_pixel(terms, 1u);\n", ""],
             ],
+        ),
+        target(
+            example(Conv2dReluPoolInputGrad { conv: plain, input: [13, 9], output: DType::F32 }, &[y_plain, place_plain, w20], 67),
+            &OF_ONE_PIXEL,
+        ),
+        target(
+            example(
+                Altered::named(Conv2dReluPoolInputGrad { conv, input: [13, 9], output: DType::F32 }, "/32x32x32/4x4x4"),
+                &[y, place, w4],
+                3,
+            ),
+            &SHARED,
         ),
         target(
             example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 4 }, &[x, y, place], 3),
@@ -159,10 +196,6 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["bias counts the first step only", "bias += staged", "bias = staged"],
                 ["a workgroup of dx taken for one of dw", "tile < of_input {", "tile + 1u < of_input {"],
                 ["tiles of dw begin one too late", "tile - of_input, lane", "tile - of_input + 1u, lane"],
-                ["window not turned round", "there.y - terms.tap % KW", "there.y + terms.tap % KW"],
-                ["places exchanged", "h % 2u * 2u + v % 2u", "v % 2u * 2u + h % 2u"],
-                ["a window past the last", "2u * PW * STRIDE_W)", "2u * PW * STRIDE_W + 2u)"],
-                ["between two strides", " && all(at % vec2(STRIDE_H, STRIDE_W) == vec2<u32>())", ""],
                 ["images in the order of pixels", "((image * (H * W) + pixel) * CHANNELS", "((row + i) * CHANNELS"],
                 ["what did not win gets a gradient", "differs != vec4<u32>());", "vec4(false));"],
                 [
@@ -170,12 +203,9 @@ pub(super) fn relu_pools() -> Vec<Target> {
                     "vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u)",
                     "vec4(0xffu, 0xff0000u, 0xff00u, 0xff000000u)",
                 ],
-                ["terms for rows", "transpose(fours(i, spot", "(fours(i, spot"],
-                ["terms for columns", "transpose(fours(j, spot", "(fours(j, spot"],
                 ["the upper rows of dw again", "fours(i + TILE_M / 8u", "fours(i"],
                 ["the left columns of dw again", "fours(j + TILE_N / 8u", "fours(j"],
                 ["the upper rows of dx again", "fours(i + TILE_MX / 8u", "fours(i"],
-                ["weights of the next tap", "w[(terms.tap * CHANNELS", "w[((terms.tap + 1u) % (KH * KW) * CHANNELS"],
                 ["images of this step again in the next", "load_image(window0 + STEP / 4u", "load_image(window0"],
                 ["gradients of this step again in the next", "load_gradient(window0 + STEP / 4u", "load_gradient(window0"],
                 [
@@ -186,21 +216,10 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["a pixel of x past the edge", "let east = u32(v + i32(STRIDE_W)) < W;", "let east = true;"],
                 ["image forgotten", "i32(window / (PH * PW) * H)", "0"],
                 ["a place's gradient for all", "Returned(back.gradient, back.place, here)", "Returned(back.gradient, back.place, 0u)"],
-                ["pixels of this step again in the next", "        left_ahead = load_pixel(terms, 0u);\n", ""],
-                ["weights of this step again in the next", "        right_ahead = load_w(terms, column0 + first, 0u);\n", ""],
-                ["the same filters again", "terms.filters %= FILTERS", "terms.filters = 0u"],
-                ["always the first tap", "taps[terms.tap]", "taps[0]"],
             ],
         ),
-        // Tiles of one pixel, or of two.
-        target(
-            example(Conv2dReluPoolGrad { conv: plain, slices: 1 }, &[x20, y_plain, place_plain, w20], 67),
-            &[
-                ["a tap that some saw left out", "|| saw(position(last), tap)", ""],
-                ["a tap left out", "count += 1u;\n        }", "count += select(1u, 0u, count == 3u);\n        }"],
-                ["the last step left out", "k0 < depth; k0", "k0 + STEP < depth; k0"],
-            ],
-        ),
+        target(example(Conv2dReluPoolGrad { conv, slices: 4 }, &[x4, y, place, w4], 3), &OF_IMAGES),
+        target(example(Conv2dReluPoolGrad { conv: plain, slices: 1 }, &[x20, y_plain, place_plain, w20], 67), &OF_ONE_PIXEL),
     ]
 }
 
@@ -213,7 +232,6 @@ pub(super) fn races() -> Vec<Target> {
     let place = TensorType { dtype: DType::U8, ..y };
     let sized = ["no barrier after the rows' windows", "workgroupBarrier();\n\n    // The block", "// The block"];
     let listed = ["no barrier after the list of taps", "workgroupBarrier();\n\n    // The block", "// The block"];
-    let staged = ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"];
     let next = ["no barrier before the next staging", "workgroupBarrier();\n    }\n    let", "}\n    let"];
     let next_of_dw = ["no barrier before the next staging for dw", "workgroupBarrier();\n    }\n    if row0", "}\n    if row0"];
     let handed = [
@@ -239,7 +257,8 @@ pub(super) fn races() -> Vec<Target> {
             ),
             &[sized],
         ),
-        target(example(dx, &[y, place, w], 3), &[staged, next, sized]),
+        target(example(dx, &[y, place, w], 9), &[staged_of_dx, next, handed[0], handed[1]]),
+        target(example(dx, &[y, place, w], 67), &[listed]),
         target(
             example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 1 }, &[x, y, place], 9),
             &[ahead, next, handed[0], handed[1]],

@@ -60,7 +60,14 @@ pub(crate) fn targets() -> Vec<Target> {
                 ["later windows not set", "i < WINDOWS; i += LANES", "i < 8u; i += LANES"],
             ],
         ),
-        eights(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: DType::F32 }, &[pooled, place, w], 3, &[right, lower]),
+        target(
+            example(
+                Altered::named(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: DType::F32 }, "/64x64x16/8x8x2"),
+                &[pooled, place, w],
+                3,
+            ),
+            &[right, lower_added, stored("column + TILE_N / 2u, s11)", "column, s11)")],
+        ),
         target(
             example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices: 5 }, &[x, pooled, place], 3),
             &[right, lower_added, stored("column + TILE_N / 2u, s11)", "column, s11)")],

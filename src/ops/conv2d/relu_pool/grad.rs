@@ -72,8 +72,15 @@ impl Conv2dReluPoolInputGrad {
         stored(kernel, &[("DY", inputs[0].dtype), ("DX", self.output)])
     }
 
-    fn kernel(&self, inputs: &[TensorType]) -> Kernel {
-        self.stored(kernel!("conv2d_relu_pool_input_grad"), inputs)
+    /// The launch of the tiled kernel.
+    fn tiled(&self, block: &Block, inputs: &[TensorType], tiles: Tiles) -> Launch {
+        let mut launch = block.launch_over_input(self.stored(kernel!("conv2d_relu_pool_input_grad"), inputs), tiles);
+        launch.constants.push(("PARTS", tiles.parts as f64));
+        launch
+    }
+
+    fn usual(&self, block: &Block) -> Tiles {
+        Tiles::usual_in_parts(self.input[0] * self.input[1], block.conv.channels)
     }
 }
 
@@ -132,19 +139,19 @@ impl Rules for Conv2dReluPoolInputGrad {
 
     fn launch(&self, inputs: &[TensorType], _output: TensorType) -> Launch {
         let block = self.known(inputs);
-        block.launch_over_input(self.kernel(inputs), Tiles::usual(block.conv.channels))
+        self.tiled(&block, inputs, self.usual(&block))
     }
 
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
-        let (columns, launch) = (block.conv.channels, |tiles| block.launch_over_input(self.kernel(inputs), tiles));
+        let (columns, launch) = (block.conv.channels, |tiles| self.tiled(&block, inputs, tiles));
         let matrices = |tiles: MatrixTiles| {
             let kernel = sized(kernel!("conv2d_relu_pool_input_grad_cooperative"), tiles.matrices.edge);
             block.launch_matrices(self.stored(kernel, inputs), tiles, [block.conv.input.iter().product(), columns])
         };
         let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
         all.extend(registers::input_grad(&block, inputs[0], self.output));
-        all.extend(Tiles::variants(Tiles::usual(columns), columns, Tiles::any, launch));
+        all.extend(Tiles::variants(self.usual(&block), columns, Tiles::in_parts, launch));
         all
     }
 
