@@ -4,10 +4,12 @@
 #   benches/measure.sh OUT_DIR --data DIR [--device D] [--peers DIR] [--epochs N] [--limit-train N] [--rounds N]
 #
 # DIR holds data_batch_1.bin to data_batch_5.bin and test_batch.bin. Into OUT_DIR go
-#   report.txt                    what each step said, its exit code, and how long it took
-#   bench-untuned.json, bench-f32.json, bench-mixed.json   `shadernet bench`, the latter two with what the tuner found
-#   race.json                     benches/race.sh against the peers, if their folder is given
-#   training.json, training.png   a whole training in f32
+#   report.txt            what each step said, its exit code, and how long it took: devices, self-tests, profiles, trainings
+#   bench-untuned.json    `shadernet bench` with the kernels that are usual for the kind of device
+#   bench-f32.json        … with those that the tuner found
+#   bench-mixed.json      … in mixed precision
+#   training.json, .png   a whole training in f32
+#   race.json             benches/race.sh against the peers, if their folder is given
 # A step that fails or takes longer than its share is noted, and the next one begins.
 #
 # Environment: SHADERNET (our program; default: built here).
