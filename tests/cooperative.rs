@@ -22,6 +22,7 @@ use shadernet::exec::{Executor, reference};
 use shadernet::files::History;
 use shadernet::graph::{Graph, TensorId};
 use shadernet::nn::{Layer, Model};
+use shadernet::ops::window::Padding;
 use shadernet::ops::*;
 use shadernet::plan::{Choices, Plan};
 use shadernet::shape::{DType, TensorType};
@@ -111,6 +112,14 @@ fn every_kernel_agrees_with_its_reference_on_ragged_tiles() {
         ([4, 4, 33], true, [3, 3], 64, 0),
     ] {
         for (op, types) in blocks(plain, image, stored, kernel, filters) {
+            check(op, &types, batch);
+        }
+    }
+    // Whole taps to a step; then tiles of dx that are of one pixel, of two and of more, past an edge and between two strides.
+    let padding = Padding::Explicit { top: 1, bottom: 2, left: 0, right: 1 };
+    let strided = Conv2d { stride: [2, 3], padding, dilation: [1, 2], groups: 1 };
+    for (conv, image, filters, batch) in [(plain, [7, 6, 64], 64, 5), (strided, [6, 9, 32], 32, 50), (strided, [7, 9, 36], 32, 9)] {
+        for (op, types) in blocks(conv, image, true, [3, 2], filters) {
             check(op, &types, batch);
         }
     }

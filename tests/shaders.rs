@@ -158,6 +158,21 @@ fn launches_set_every_override_of_their_file_and_no_other() {
     }
 }
 
+/// The text of a kernel that stages fours, with single elements in workgroup memory.
+fn singles(text: &str) -> String {
+    let stored = |array| {
+        format!(
+            "{array}[4u * at + 0u] = four.x; {array}[4u * at + 1u] = four.y; {array}[4u * at + 2u] = four.z; {array}[4u * at + 3u] = four.w;"
+        )
+    };
+    let loaded = "return vec4(sums[4u * at + 0u], sums[4u * at + 1u], sums[4u * at + 2u], sums[4u * at + 3u]);";
+    let text = text
+        .replace("const WIDTH = 4u;", "const WIDTH = 1u;")
+        .replace("Staged = vec4<f16>;", "Staged = f16;")
+        .replace("Summed = vec4<f32>;", "Summed = f32;");
+    text.replace("staged[at] = four;", &stored("staged")).replace("sums[at] = four;", &stored("sums")).replace("return sums[at];", loaded)
+}
+
 #[test]
 fn every_shader_is_launched_by_some_operator_with_the_text_of_its_file() {
     let mut files = files();
@@ -166,9 +181,13 @@ fn every_shader_is_launched_by_some_operator_with_the_text_of_its_file() {
         let kernel = launch.kernel;
         // The text for f16 is that of the file with another word in the aliases that the name lists.
         let (stem, aliases) = kernel.name.split_once("_f16_").unwrap_or((kernel.name, ""));
-        let file = stem.strip_suffix("16").unwrap_or(stem);
+        let eight = stem.strip_suffix("16").unwrap_or(stem);
+        let file = eight.strip_suffix("_single").unwrap_or(eight);
         let mut text = files.get(file).unwrap_or_else(|| panic!("{file}.wgsl")).clone();
-        if file != stem {
+        if file != eight {
+            text = singles(&text);
+        }
+        if eight != stem {
             text = text.replace("const EDGE = 8u;", "const EDGE = 16u;").replace("coop_mat8x8<", "coop_mat16x16<");
         }
         for alias in aliases.split('_').filter(|alias| !alias.is_empty()).map(str::to_uppercase) {

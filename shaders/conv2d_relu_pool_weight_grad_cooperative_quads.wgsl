@@ -1,0 +1,314 @@
+// conv2d_relu_pool_weight_grad_cooperative_quads: dw[s, kh, kw, c, o] = Σ x[n, oh·stride + kh·dilation - pad, …, c] · g[n, oh, ow, o]
+//                               db[s, o] = Σ g[n, oh, ow, o]       over the pixels of y of slice s and their places
+//
+//   x      [N, H, W, CHANNELS]            CHANNELS a multiple of 4
+//   dy     [N, PH, PW, FILTERS]           FILTERS a multiple of 4
+//   place  [N, PH, PW, FILTERS] bytes    as the forward kernel leaves them
+//   dw     [SLICES, KH, KW, CHANNELS, FILTERS]   every element written exactly once
+//   db     [SLICES, FILTERS]                     likewise
+//
+// What conv2d_relu_pool_weight_grad_cooperative does, with loads and stores of four: four neighbouring channels of x, which are four rows,
+// and four filters of dy with their places. Products of matrices take so few instructions that those of staging are the kernel's time. So
+// an invocation stages fours of all places of a window: of x at one tap all along, where the window lies is counted once for four pixels;
+// of g, which is dy at one place and 0 at the others, one load is four terms. It adds up db of what it loads, the workgroups of a slice's
+// first rows do, and their invocations' sums meet at the end. Its first two windows of each factor are loaded a step ahead, as they are
+// stored, so that they come while the step before is multiplied.
+//
+// Workgroup memory holds fours too. Matrices are loaded from it by pointers to fours, with strides in fours, which SPIR-V has and Metal's
+// language has not: there the text is the one for single elements, as src/ops/cooperative.rs writes it.
+//
+// A workgroup has exactly as many invocations as its subgroups, all of which do all that concerns matrices; what index or stride
+// they load and store with is worked out before (naga 30 panics at an expression there).
+//
+// Dispatch: SLICES · ceil(KH·KW·CHANNELS / TILE_M) · ceil(FILTERS / TILE_N) workgroups, those of a slice together.
+// CPU twin: `Conv2dReluPoolWeightGrad::reference` in src/ops/conv2d/relu_pool/grad.rs.
+
+enable f16;
+enable wgpu_cooperative_matrix;
+
+// What is stored as f16 where src/ops/stored.rs writes so.
+alias X = f32;
+alias DY = f32;
+
+// 16 in all four where src/ops/cooperative.rs writes so.
+const EDGE = 8u;
+alias Left = coop_mat8x8<f16, A>;
+alias Right = coop_mat8x8<f16, B>;
+alias Sums = coop_mat8x8<f32, C>;
+
+// What workgroup memory holds; single elements where src/ops/cooperative.rs writes so.
+const WIDTH = 4u;
+alias Staged = vec4<f16>;
+alias Summed = vec4<f32>;
+
+const BLOCK = 2u * EDGE;
+
+override H: u32;
+override W: u32;
+override PH: u32;
+override PW: u32;
+override KH: u32;
+override KW: u32;
+override STRIDE_H: u32;
+override STRIDE_W: u32;
+override DILATION_H: u32;
+override DILATION_W: u32;
+override PAD_H: u32;    // rows of padding above
+override PAD_W: u32;    // columns of padding on the left
+override CHANNELS: u32; // of x
+override FILTERS: u32;  // channels of y
+override SLICES: u32;
+override TILE_M: u32;   // rows of a workgroup's tile, a multiple of BLOCK
+override TILE_N: u32;   // and its columns, likewise
+override STEP: u32;     // elements of K staged at a time, a multiple of EDGE
+override SUBGROUP: u32; // invocations of a subgroup
+override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multiple of TILE_M / 4 and of TILE_N / 4
+override WINDOWS: u32 = STEP / 4u;            // of a step
+override PITCH: u32 = TILE_M / 4u + 2u;       // fours from a term of x to the next, odd in pairs, which spreads a column over the banks
+override PITCH_N: u32 = TILE_N / 4u + 2u;     // … and of g
+override LEFT: u32 = STEP * PITCH;            // fours staged of x, before those of g
+override RIGHT: u32 = STEP * PITCH_N;         // … and of g
+override APART: u32 = LANES / (TILE_M / 4u);   // windows staged of x at a turn
+override APART_N: u32 = LANES / (TILE_N / 4u); // … and of g
+
+const STOPPED = 4u; // the place of a maximum that ReLU made zero, alone in having this bit
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<X>>;
+@group(0) @binding(1) var<storage, read> dy: array<vec4<DY>>;
+@group(0) @binding(2) var<storage, read> place: array<u32>; // four bytes each
+@group(0) @binding(3) var<storage, read_write> dw: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> db: array<vec4<f32>>;
+struct Call {
+    batch: u32,
+}
+var<immediate> call: Call;
+
+// Of x [k][row], of g [k][column]; K is four places of each window.
+var<workgroup> staged: array<Staged, (LEFT + RIGHT) * 4u / WIDTH>;
+var<workgroup> sums: array<Summed, TILE_M / 2u * TILE_N / WIDTH>; // half the rows of each block: [row][column]; in the end, of db
+
+// The four rows, neighbouring channels of one tap, that an invocation stages.
+struct Rows {
+    tap_h: i32, // where the tap lies in a window, counted from its first pixel, which is in the padding
+    tap_w: i32,
+    four: i32,  // the channels
+    inside: bool,
+}
+
+// Four filters of a window: what comes back to them, as it is loaded, and their maxima's places.
+struct Returned {
+    gradient: vec4<DY>,
+    place: u32,
+}
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let pitch = PITCH * 4u / WIDTH;
+    let pitch_n = PITCH_N * 4u / WIDTH;
+    let pitch_sums = TILE_N / WIDTH;
+    let rows = KH * KW * CHANNELS;
+    let tiles_m = (rows + TILE_M - 1u) / TILE_M;
+    let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
+    let tile = group.y * groups.x + group.x;
+    // Past the last slice, where folding adds workgroups, there is nothing to add and nothing is stored.
+    let slice = tile / (tiles_m * tiles_n);
+    let row0 = tile / tiles_n % tiles_m * TILE_M;
+    let column0 = tile % tiles_n * TILE_N;
+    let subgroup = lane / SUBGROUP;
+    let block_row = subgroup / (TILE_N / BLOCK) * BLOCK;
+    let block_column = subgroup % (TILE_N / BLOCK) * BLOCK;
+
+    let pixels = call.batch * PH * PW;
+    let run = (pixels + SLICES - 1u) / SLICES;
+    let begin = min(min(slice, SLICES) * run, pixels);
+    let end = min(begin + run, pixels);
+
+    // The block's quarters: s01 is right of s00 and s10 below.
+    var s00 = Sums();
+    var s01 = Sums();
+    var s10 = Sums();
+    var s11 = Sums();
+    var bias = vec4<f32>();
+    let own = rows_of(row0 + lane % (TILE_M / 4u) * 4u);
+    var x_ahead = load_x(begin, end, own, lane, 0u);
+    var x_next = load_x(begin, end, own, lane, 1u);
+    var g_ahead = load_g(begin, end, column0, lane, 0u);
+    var g_next = load_g(begin, end, column0, lane, 1u);
+    for (var window0 = begin; window0 < end; window0 += WINDOWS) {
+        stage_x(lane, 0u, x_ahead);
+        stage_x(lane, 1u, x_next);
+        for (var turn = 2u; turn * APART < WINDOWS; turn += 1u) {
+            stage_x(lane, turn, load_x(window0, end, own, lane, turn));
+        }
+        bias += stage_g(lane, 0u, g_ahead);
+        bias += stage_g(lane, 1u, g_next);
+        for (var turn = 2u; turn * APART_N < WINDOWS; turn += 1u) {
+            bias += stage_g(lane, turn, load_g(window0, end, column0, lane, turn));
+        }
+        workgroupBarrier();
+        x_ahead = load_x(window0 + WINDOWS, end, own, lane, 0u);
+        x_next = load_x(window0 + WINDOWS, end, own, lane, 1u);
+        g_ahead = load_g(window0 + WINDOWS, end, column0, lane, 0u);
+        g_next = load_g(window0 + WINDOWS, end, column0, lane, 1u);
+        for (var s = 0u; s < STEP; s += EDGE) {
+            let i0 = s * pitch + block_row / WIDTH;
+            let i1 = i0 + EDGE / WIDTH;
+            let j0 = LEFT * 4u / WIDTH + s * pitch_n + block_column / WIDTH;
+            let j1 = j0 + EDGE / WIDTH;
+            let rows0 = coopLoad<Left>(&staged[i0], pitch);
+            let rows1 = coopLoad<Left>(&staged[i1], pitch);
+            let columns0 = coopLoadT<Right>(&staged[j0], pitch_n);
+            let columns1 = coopLoadT<Right>(&staged[j1], pitch_n);
+            s00 = coopMultiplyAdd(rows0, columns0, s00);
+            s01 = coopMultiplyAdd(rows0, columns1, s01);
+            s10 = coopMultiplyAdd(rows1, columns0, s10);
+            s11 = coopMultiplyAdd(rows1, columns1, s11);
+        }
+        workgroupBarrier();
+    }
+    let at0 = block_row / 2u * pitch_sums + block_column / WIDTH;
+    let at1 = at0 + EDGE / WIDTH;
+    coopStoreT(s00, &sums[at0], pitch_sums);
+    coopStoreT(s01, &sums[at1], pitch_sums);
+    workgroupBarrier();
+    store(lane, slice, row0, column0);
+    workgroupBarrier();
+    coopStoreT(s10, &sums[at0], pitch_sums);
+    coopStoreT(s11, &sums[at1], pitch_sums);
+    workgroupBarrier();
+    store(lane, slice, row0 + EDGE, column0);
+    if row0 == 0u {
+        workgroupBarrier();
+        sum(lane, bias);
+        workgroupBarrier();
+        store_bias(lane, slice, column0);
+    }
+}
+
+// Past the last of the weight's rows, nothing.
+fn rows_of(row: u32) -> Rows {
+    let tap = row / CHANNELS;
+    let h = i32(tap / KW * DILATION_H) - i32(PAD_H);
+    let v = i32(tap % KW * DILATION_W) - i32(PAD_W);
+    return Rows(h, v, i32(row % CHANNELS / 4u), row < KH * KW * CHANNELS);
+}
+
+// Four channels of the window that is staged at this turn, of those from `window0` on, at its four places.
+fn load_x(window0: u32, end: u32, own: Rows, lane: u32, turn: u32) -> mat4x4<X> {
+    let step = lane / (TILE_M / 4u) + turn * APART;
+    let window = window0 + step;
+    if turn * APART >= WINDOWS || step >= WINDOWS || window >= end || !own.inside {
+        return mat4x4<X>();
+    }
+    let h = i32(window / PW % PH * 2u * STRIDE_H) + own.tap_h;
+    let v = i32(window % PW * 2u * STRIDE_W) + own.tap_w;
+    let at = ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS / 4u) + own.four;
+    let down = i32(STRIDE_H * W * (CHANNELS / 4u));
+    let right = i32(STRIDE_W * (CHANNELS / 4u));
+    // A negative place is a huge one when unsigned.
+    let upper = u32(h) < H;
+    let lower = u32(h + i32(STRIDE_H)) < H;
+    let west = u32(v) < W;
+    let east = u32(v + i32(STRIDE_W)) < W;
+    return mat4x4<X>(
+        channels(at, upper && west),
+        channels(at + right, upper && east),
+        channels(at + down, lower && west),
+        channels(at + down + right, lower && east),
+    );
+}
+
+fn channels(at: i32, there: bool) -> vec4<X> {
+    if !there {
+        return vec4<X>();
+    }
+    return x[u32(at)];
+}
+
+fn stage_x(lane: u32, turn: u32, value: mat4x4<X>) {
+    let step = lane / (TILE_M / 4u) + turn * APART;
+    if turn * APART >= WINDOWS || step >= WINDOWS {
+        return;
+    }
+    let at = 4u * step * PITCH + lane % (TILE_M / 4u);
+    stage(at, vec4<f16>(value[0]));
+    stage(at + PITCH, vec4<f16>(value[1]));
+    stage(at + 2u * PITCH, vec4<f16>(value[2]));
+    stage(at + 3u * PITCH, vec4<f16>(value[3]));
+}
+
+// Four filters of the window that is staged at this turn, of those from `window0` on.
+fn load_g(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
+    let step = lane / (TILE_N / 4u) + turn * APART_N;
+    let window = window0 + step;
+    let column = column0 + lane % (TILE_N / 4u) * 4u;
+    if turn * APART_N >= WINDOWS || step >= WINDOWS || window >= end || column >= FILTERS {
+        return Returned();
+    }
+    let at = (window * FILTERS + column) / 4u;
+    return Returned(dy[at], place[at]);
+}
+
+// Gives what it adds to db.
+fn stage_g(lane: u32, turn: u32, back: Returned) -> vec4<f32> {
+    let step = lane / (TILE_N / 4u) + turn * APART_N;
+    if turn * APART_N >= WINDOWS || step >= WINDOWS {
+        return vec4<f32>();
+    }
+    let at = LEFT + 4u * step * PITCH_N + lane % (TILE_N / 4u);
+    let value = vec4<f16>(back.gradient);
+    stage(at, through(value, back.place, 0u));
+    stage(at + PITCH_N, through(value, back.place, 1u));
+    stage(at + 2u * PITCH_N, through(value, back.place, 2u));
+    stage(at + 3u * PITCH_N, through(value, back.place, 3u));
+    let stopped = vec4(back.place) & vec4(STOPPED, STOPPED << 8u, STOPPED << 16u, STOPPED << 24u);
+    return select(vec4<f32>(), vec4<f32>(back.gradient), stopped == vec4<u32>());
+}
+
+// What of four filters' gradient comes through to a place of the window.
+fn through(value: vec4<f16>, places: u32, here: u32) -> vec4<f16> {
+    let differs = (vec4(places) ^ vec4(here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
+    return select(vec4<f16>(), value, differs == vec4<u32>());
+}
+
+fn stage(at: u32, four: vec4<f16>) {
+    staged[at] = four;
+}
+
+fn sum(at: u32, four: vec4<f32>) {
+    sums[at] = four;
+}
+
+fn summed(at: u32) -> vec4<f32> {
+    return sums[at];
+}
+
+// Stores what `sums` has of dw. The first row of each block there is `row0` and BLOCK more for each block above.
+fn store(lane: u32, slice: u32, row0: u32, column0: u32) {
+    let rows = KH * KW * CHANNELS;
+    for (var i = lane; i < TILE_M / 2u * (TILE_N / 4u); i += LANES) {
+        let here = i / (TILE_N / 4u);
+        let row = row0 + here / EDGE * BLOCK + here % EDGE;
+        let column = column0 + i % (TILE_N / 4u) * 4u;
+        if slice < SLICES && row < rows && column < FILTERS {
+            dw[((slice * rows + row) * FILTERS + column) / 4u] = summed(i);
+        }
+    }
+}
+
+// Stores what `sums` has of db: of each four of columns, what every APART_N-th invocation added up.
+fn store_bias(lane: u32, slice: u32, column0: u32) {
+    let column = column0 + 4u * lane;
+    if slice >= SLICES || lane >= TILE_N / 4u || column >= FILTERS {
+        return;
+    }
+    var total = vec4<f32>();
+    for (var i = lane; i < LANES; i += TILE_N / 4u) {
+        total += summed(i);
+    }
+    db[(slice * FILTERS + column) / 4u] = total;
+}
