@@ -182,7 +182,7 @@ fn main(
     workgroupBarrier();
     store(lane, slice, row0 + EDGE, column0);
     if row0 == 0u {
-        workgroupBarrier();
+        // Where the invocation alone has just read.
         sum(lane, bias);
         workgroupBarrier();
         store_bias(lane, slice, column0);
