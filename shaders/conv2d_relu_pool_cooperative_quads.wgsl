@@ -11,7 +11,8 @@
 // and four filters of w. Products of matrices take so few instructions that those of staging are the kernel's time. So what there is to
 // count is counted once for four elements; where each row's window of x begins, once; and at which tap a step is, for all invocations
 // alike where all its terms are of one tap. The first four fours that an invocation stages of each factor are loaded a step ahead, as they
-// are stored, so that they come while the step before is multiplied.
+// are stored, so that they come while the step before is multiplied. Both factors are staged in fours of terms, as matrix units take them:
+// of w an invocation loads four terms of four columns, and rounding to f16 puts them in another order at no cost.
 //
 // Workgroup memory holds fours too. Matrices are loaded from it by pointers to fours, with strides in fours, which SPIR-V has and Metal's
 // language has not: there the text is the one for single elements, as src/ops/cooperative.rs writes it.
@@ -60,13 +61,11 @@ override TILE_M: u32;   // rows of a workgroup's tile, a multiple of BLOCK
 override TILE_N: u32;   // and its columns, likewise
 override STEP: u32;     // elements of K staged at a time, a multiple of EDGE
 override SUBGROUP: u32; // invocations of a subgroup
-override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multiple of STEP and of TILE_N / 4
-override PITCH: u32 = STEP / 4u + 2u;       // fours from a row of x to the next, odd in pairs, which spreads a column over the banks
-override PITCH_N: u32 = TILE_N / 4u + 2u;   // … and from a term of w to the next
-override LEFT: u32 = TILE_M * PITCH;        // fours staged of x, before those of w
-override RIGHT: u32 = STEP * PITCH_N;       // … and of w
-override APART: u32 = LANES / (STEP / 4u);  // rows staged of x at a turn
-override TERMS: u32 = LANES / (TILE_N / 4u); // terms staged of w at a turn
+override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multiple of STEP / 4
+override PITCH: u32 = STEP / 4u + 2u;      // fours from a row or column to the next, odd in pairs, which spreads a term over the banks
+override LEFT: u32 = TILE_M * PITCH;       // fours staged of x, before those of w
+override RIGHT: u32 = TILE_N * PITCH;      // … and of w
+override APART: u32 = LANES / (STEP / 4u); // rows of x, or fours of columns of w, staged at a turn: of w two turns are enough
 override ONE_TAP: bool = CHANNELS % STEP == 0u; // whether all terms of a step are of one tap
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
@@ -82,7 +81,7 @@ struct Call {
 }
 var<immediate> call: Call;
 
-// Of x [row][k], of w [k][column].
+// Of x [row][k], of w [column][k].
 var<workgroup> staged: array<Staged, (LEFT + RIGHT) * 4u / WIDTH>;
 var<workgroup> sums: array<Summed, TILE_M / 2u * TILE_N / WIDTH>; // half the rows of each block: [row][column]
 // Where each row's window begins, and that as an index of x, in fours, which wraps if it is in the padding.
@@ -95,7 +94,6 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let pitch = PITCH * 4u / WIDTH;
-    let pitch_n = PITCH_N * 4u / WIDTH;
     let pitch_sums = TILE_N / WIDTH;
     let rows = call.batch * PH * PW * 4u;
     let depth = KH * KW * CHANNELS;
@@ -123,11 +121,12 @@ fn main(
     var s01 = Sums();
     var s10 = Sums();
     var s11 = Sums();
-    // Neighbouring invocations take neighbouring fours of a pixel; an invocation stays at one four of every step.
+    // Neighbouring invocations take neighbouring fours of terms; an invocation stays at one four of every step.
     let four = lane % (STEP / 4u);
     let first = lane / (STEP / 4u);
     var x_ahead = load_four_x(0u, four, first);
-    var w_ahead = load_four_w(0u, column0, lane);
+    var w_ahead = load_w(0u, column0, four, first, 0u);
+    var w_next = load_w(0u, column0, four, first, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
         stage_x(four, first, 0u, x_ahead[0]);
         stage_x(four, first, 1u, x_ahead[1]);
@@ -136,25 +135,21 @@ fn main(
         for (var turn = 4u; turn * APART < TILE_M; turn += 1u) {
             stage_x(four, first, turn, load_x(k0, four, first, turn));
         }
-        stage_w(lane, 0u, w_ahead[0]);
-        stage_w(lane, 1u, w_ahead[1]);
-        stage_w(lane, 2u, w_ahead[2]);
-        stage_w(lane, 3u, w_ahead[3]);
-        for (var turn = 4u; turn * TERMS < STEP; turn += 1u) {
-            stage_w(lane, turn, load_w(k0, column0, lane, turn));
-        }
+        stage_w(four, first, 0u, w_ahead);
+        stage_w(four, first, 1u, w_next);
         workgroupBarrier();
         x_ahead = load_four_x(k0 + STEP, four, first);
-        w_ahead = load_four_w(k0 + STEP, column0, lane);
+        w_ahead = load_w(k0 + STEP, column0, four, first, 0u);
+        w_next = load_w(k0 + STEP, column0, four, first, 1u);
         for (var s = 0u; s < STEP; s += EDGE) {
             let i0 = block_row * pitch + s / WIDTH;
             let i1 = i0 + EDGE * pitch;
-            let j0 = LEFT * 4u / WIDTH + s * pitch_n + block_column / WIDTH;
-            let j1 = j0 + EDGE / WIDTH;
+            let j0 = LEFT * 4u / WIDTH + block_column * pitch + s / WIDTH;
+            let j1 = j0 + EDGE * pitch;
             let rows0 = coopLoadT<Left>(&staged[i0], pitch);
             let rows1 = coopLoadT<Left>(&staged[i1], pitch);
-            let columns0 = coopLoadT<Right>(&staged[j0], pitch_n);
-            let columns1 = coopLoadT<Right>(&staged[j1], pitch_n);
+            let columns0 = coopLoad<Right>(&staged[j0], pitch);
+            let columns1 = coopLoad<Right>(&staged[j1], pitch);
             s00 = coopMultiplyAdd(rows0, columns0, s00);
             s01 = coopMultiplyAdd(rows0, columns1, s01);
             s10 = coopMultiplyAdd(rows1, columns0, s10);
@@ -180,28 +175,20 @@ fn load_four_x(k0: u32, four: u32, first: u32) -> mat4x4<X> {
     return mat4x4<X>(load_x(k0, four, first, 0u), load_x(k0, four, first, 1u), load_x(k0, four, first, 2u), load_x(k0, four, first, 3u));
 }
 
-fn load_four_w(k0: u32, column0: u32, lane: u32) -> mat4x4<f32> {
-    return mat4x4(
-        load_w(k0, column0, lane, 0u),
-        load_w(k0, column0, lane, 1u),
-        load_w(k0, column0, lane, 2u),
-        load_w(k0, column0, lane, 3u),
-    );
-}
-
 // A four of the terms from `k0` on, of the row that is staged at this turn.
 fn load_x(k0: u32, four: u32, first: u32, turn: u32) -> vec4<X> {
     let row = first + turn * APART;
     let k = k0 + 4u * four;
+    if turn * APART >= TILE_M || row >= TILE_M {
+        return vec4<X>();
+    }
     let tap = select(k, k0, ONE_TAP) / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H);
     let tap_w = i32(tap % KW * DILATION_W);
-    if turn * APART >= TILE_M || row >= TILE_M || k >= KH * KW * CHANNELS {
-        return vec4<X>();
-    }
     let window = windows[row];
     // A negative place is a huge one when unsigned.
-    if u32(window.x + tap_h) >= H || u32(window.y + tap_w) >= W {
+    let outside = (u32(window.x + tap_h) >= H) | (u32(window.y + tap_w) >= W);
+    if outside | (k >= KH * KW * CHANNELS) {
         return vec4<X>();
     }
     let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS / 4u) + i32((k - tap * CHANNELS) / 4u);
@@ -215,21 +202,28 @@ fn stage_x(four: u32, first: u32, turn: u32, value: vec4<X>) {
     }
 }
 
-// Four columns of the term that is staged at this turn, of the tile of w that begins at `k0` and `column0`.
-fn load_w(k0: u32, column0: u32, lane: u32, turn: u32) -> vec4<f32> {
-    let term = lane / (TILE_N / 4u) + turn * TERMS;
-    let k = k0 + term;
-    let column = column0 + lane % (TILE_N / 4u) * 4u;
-    if turn * TERMS >= STEP || term >= STEP || k >= KH * KW * CHANNELS || column >= FILTERS {
-        return vec4<f32>();
+// Four columns of four of the terms from `k0` on, those that are staged at this turn; a column of the matrix is a term.
+fn load_w(k0: u32, column0: u32, four: u32, first: u32, turn: u32) -> mat4x4<f32> {
+    let here = first + turn * APART;
+    let k = k0 + 4u * four;
+    let column = column0 + 4u * here;
+    if turn * APART >= TILE_N / 4u || here >= TILE_N / 4u || k >= KH * KW * CHANNELS || column >= FILTERS {
+        return mat4x4<f32>();
     }
-    return w[(k * FILTERS + column) / 4u];
+    let at = (k * FILTERS + column) / 4u;
+    let down = FILTERS / 4u;
+    return mat4x4(w[at], w[at + down], w[at + 2u * down], w[at + 3u * down]);
 }
 
-fn stage_w(lane: u32, turn: u32, value: vec4<f32>) {
-    let term = lane / (TILE_N / 4u) + turn * TERMS;
-    if turn * TERMS < STEP && term < STEP {
-        stage(LEFT + term * PITCH_N + lane % (TILE_N / 4u), vec4<f16>(value));
+fn stage_w(four: u32, first: u32, turn: u32, value: mat4x4<f32>) {
+    let here = first + turn * APART;
+    if turn * APART < TILE_N / 4u && here < TILE_N / 4u {
+        let columns = transpose(value);
+        let at = LEFT + 4u * here * PITCH + four;
+        stage(at, vec4<f16>(columns[0]));
+        stage(at + PITCH, vec4<f16>(columns[1]));
+        stage(at + 2u * PITCH, vec4<f16>(columns[2]));
+        stage(at + 3u * PITCH, vec4<f16>(columns[3]));
     }
 }
 

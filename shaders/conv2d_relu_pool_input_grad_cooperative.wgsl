@@ -213,12 +213,10 @@ fn seen(pixel: vec2<i32>, tap: u32) -> Seen {
     // A place before the first window is a huge one when unsigned.
     let h = u32(pixel.x - i32(tap / KW * DILATION_H));
     let v = u32(pixel.y - i32(tap % KW * DILATION_W));
-    if h >= 2u * PH * STRIDE_H || v >= 2u * PW * STRIDE_W || h % STRIDE_H != 0u || v % STRIDE_W != 0u {
-        return Seen(0u, NOWHERE);
-    }
+    let outside = (h >= 2u * PH * STRIDE_H) | (v >= 2u * PW * STRIDE_W) | (h % STRIDE_H != 0u) | (v % STRIDE_W != 0u);
     let oh = h / STRIDE_H;
     let ow = v / STRIDE_W;
-    return Seen(oh / 2u * PW + ow / 2u, oh % 2u * 2u + ow % 2u);
+    return Seen(oh / 2u * PW + ow / 2u, select(oh % 2u * 2u + ow % 2u, NOWHERE, outside));
 }
 
 // What is staged in the first four turns.
@@ -239,13 +237,13 @@ fn load_four_w(k0: u32, column0: u32, four: u32, first: u32) -> mat4x4<f32> {
 fn load_g(k0: u32, four: u32, first: u32, turn: u32) -> Returned {
     let row = first + turn * APART;
     let k = k0 + 4u * four;
-    if turn * APART >= TILE_M || row >= TILE_M || k >= KH * KW * FILTERS {
+    if turn * APART >= TILE_M || row >= TILE_M {
         return Returned();
     }
     let tap = select(k, k0, ONE_TAP) / FILTERS;
     let pixel = pixels[row];
     let pixel_of_y = seen(pixel.xy, tap);
-    if pixel_of_y.here == NOWHERE {
+    if (pixel_of_y.here == NOWHERE) | (k >= KH * KW * FILTERS) {
         return Returned();
     }
     let at = ((u32(pixel.z) + pixel_of_y.window) * FILTERS + k - tap * FILTERS) / 4u;

@@ -9,10 +9,10 @@
 //
 // What conv2d_relu_pool_weight_grad_cooperative does, with loads and stores of four: four neighbouring channels of x, which are four rows,
 // and four filters of dy with their places. Products of matrices take so few instructions that those of staging are the kernel's time. So
-// an invocation stages fours of all places of a window: of x at one tap all along, where the window lies is counted once for four pixels;
-// of g, which is dy at one place and 0 at the others, one load is four terms. It adds up db of what it loads, the workgroups of a slice's
-// first rows do, and their invocations' sums meet at the end. Its first two windows of each factor are loaded a step ahead, as they are
-// stored, so that they come while the step before is multiplied.
+// an invocation stages four rows or columns of a window's four places: of x at one tap all along, where the window lies is counted once for
+// all it stages; of g, which is dy at one place and 0 at the others, one load is four terms. It adds up db of what it loads, the workgroups
+// of a slice's first rows do, and their invocations' sums meet at the end. What an invocation stages is loaded a step ahead, as it is
+// stored, so that it comes while the step before is multiplied. Both factors are staged in fours of terms, as matrix units take them.
 //
 // Workgroup memory holds fours too. Matrices are loaded from it by pointers to fours, with strides in fours, which SPIR-V has and Metal's
 // language has not: there the text is the one for single elements, as src/ops/cooperative.rs writes it.
@@ -62,14 +62,12 @@ override TILE_M: u32;   // rows of a workgroup's tile, a multiple of BLOCK
 override TILE_N: u32;   // and its columns, likewise
 override STEP: u32;     // elements of K staged at a time, a multiple of EDGE
 override SUBGROUP: u32; // invocations of a subgroup
-override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multiple of TILE_M / 4 and of TILE_N / 4
+override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multiple of STEP / 4
 override WINDOWS: u32 = STEP / 4u;            // of a step
-override PITCH: u32 = TILE_M / 4u + 2u;       // fours from a term of x to the next, odd in pairs, which spreads a column over the banks
-override PITCH_N: u32 = TILE_N / 4u + 2u;     // … and of g
-override LEFT: u32 = STEP * PITCH;            // fours staged of x, before those of g
-override RIGHT: u32 = STEP * PITCH_N;         // … and of g
-override APART: u32 = LANES / (TILE_M / 4u);   // windows staged of x at a turn
-override APART_N: u32 = LANES / (TILE_N / 4u); // … and of g
+override PITCH: u32 = WINDOWS + 2u;      // fours from a row or column to the next, odd in pairs, which spreads a term over the banks
+override LEFT: u32 = TILE_M * PITCH;     // fours staged of x, before those of g
+override RIGHT: u32 = TILE_N * PITCH;    // … and of g
+override APART: u32 = LANES / WINDOWS;   // fours of rows or columns staged at a turn: two turns are enough
 
 const STOPPED = 4u; // the place of a maximum that ReLU made zero, alone in having this bit
 
@@ -83,15 +81,23 @@ struct Call {
 }
 var<immediate> call: Call;
 
-// Of x [k][row], of g [k][column]; K is four places of each window.
+// Of x [row][k], of g [column][k]; a four of K is a window.
 var<workgroup> staged: array<Staged, (LEFT + RIGHT) * 4u / WIDTH>;
 var<workgroup> sums: array<Summed, TILE_M / 2u * TILE_N / WIDTH>; // half the rows of each block: [row][column]; in the end, of db
 
-// The four rows, neighbouring channels of one tap, that an invocation stages.
+// Four rows, neighbouring channels of one tap, that an invocation stages.
 struct Rows {
-    tap_h: i32, // where the tap lies in a window, counted from its first pixel, which is in the padding
+    tap_h: i32,  // where the tap lies in a window, counted from its first pixel, which is in the padding
     tap_w: i32,
-    four: i32,  // the channels
+    offset: i32, // of that, and the channels, as an index of x in fours
+    inside: bool,
+}
+
+// The window that it stages of a step.
+struct Window {
+    h: i32, // its first pixel, counted from the corner of the padding
+    v: i32,
+    at: i32, // … as an index of x in fours, as if there were none
     inside: bool,
 }
 
@@ -108,7 +114,6 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let pitch = PITCH * 4u / WIDTH;
-    let pitch_n = PITCH_N * 4u / WIDTH;
     let pitch_sums = TILE_N / WIDTH;
     let rows = KH * KW * CHANNELS;
     let tiles_m = (rows + TILE_M - 1u) / TILE_M;
@@ -132,37 +137,33 @@ fn main(
     var s01 = Sums();
     var s10 = Sums();
     var s11 = Sums();
-    var bias = vec4<f32>();
-    let own = rows_of(row0 + lane % (TILE_M / 4u) * 4u);
-    var x_ahead = load_x(begin, end, own, lane, 0u);
-    var x_next = load_x(begin, end, own, lane, 1u);
+    var bias = mat2x4<f32>();
+    // Neighbouring invocations take neighbouring windows; an invocation stays at the same rows and columns.
+    let own_rows0 = rows_of(row0, lane, 0u);
+    let own_rows1 = rows_of(row0, lane, 1u);
+    var x_ahead = load_x(begin, end, own_rows0, lane);
+    var x_next = load_x(begin, end, own_rows1, lane);
     var g_ahead = load_g(begin, end, column0, lane, 0u);
     var g_next = load_g(begin, end, column0, lane, 1u);
     for (var window0 = begin; window0 < end; window0 += WINDOWS) {
         stage_x(lane, 0u, x_ahead);
         stage_x(lane, 1u, x_next);
-        for (var turn = 2u; turn * APART < WINDOWS; turn += 1u) {
-            stage_x(lane, turn, load_x(window0, end, own, lane, turn));
-        }
-        bias += stage_g(lane, 0u, g_ahead);
-        bias += stage_g(lane, 1u, g_next);
-        for (var turn = 2u; turn * APART_N < WINDOWS; turn += 1u) {
-            bias += stage_g(lane, turn, load_g(window0, end, column0, lane, turn));
-        }
+        bias[0] += stage_g(lane, 0u, g_ahead);
+        bias[1] += stage_g(lane, 1u, g_next);
         workgroupBarrier();
-        x_ahead = load_x(window0 + WINDOWS, end, own, lane, 0u);
-        x_next = load_x(window0 + WINDOWS, end, own, lane, 1u);
+        x_ahead = load_x(window0 + WINDOWS, end, own_rows0, lane);
+        x_next = load_x(window0 + WINDOWS, end, own_rows1, lane);
         g_ahead = load_g(window0 + WINDOWS, end, column0, lane, 0u);
         g_next = load_g(window0 + WINDOWS, end, column0, lane, 1u);
         for (var s = 0u; s < STEP; s += EDGE) {
-            let i0 = s * pitch + block_row / WIDTH;
-            let i1 = i0 + EDGE / WIDTH;
-            let j0 = LEFT * 4u / WIDTH + s * pitch_n + block_column / WIDTH;
-            let j1 = j0 + EDGE / WIDTH;
-            let rows0 = coopLoad<Left>(&staged[i0], pitch);
-            let rows1 = coopLoad<Left>(&staged[i1], pitch);
-            let columns0 = coopLoadT<Right>(&staged[j0], pitch_n);
-            let columns1 = coopLoadT<Right>(&staged[j1], pitch_n);
+            let i0 = block_row * pitch + s / WIDTH;
+            let i1 = i0 + EDGE * pitch;
+            let j0 = LEFT * 4u / WIDTH + block_column * pitch + s / WIDTH;
+            let j1 = j0 + EDGE * pitch;
+            let rows0 = coopLoadT<Left>(&staged[i0], pitch);
+            let rows1 = coopLoadT<Left>(&staged[i1], pitch);
+            let columns0 = coopLoad<Right>(&staged[j0], pitch);
+            let columns1 = coopLoad<Right>(&staged[j1], pitch);
             s00 = coopMultiplyAdd(rows0, columns0, s00);
             s01 = coopMultiplyAdd(rows0, columns1, s01);
             s10 = coopMultiplyAdd(rows1, columns0, s10);
@@ -183,42 +184,51 @@ fn main(
     store(lane, slice, row0 + EDGE, column0);
     if row0 == 0u {
         // Where the invocation alone has just read.
-        sum(lane, bias);
+        sum_bias(lane, 0u, bias[0]);
+        sum_bias(lane, 1u, bias[1]);
         workgroupBarrier();
         store_bias(lane, slice, column0);
     }
 }
 
-// Past the last of the weight's rows, nothing.
-fn rows_of(row: u32) -> Rows {
+// Those that an invocation stages at this turn.
+fn rows_of(row0: u32, lane: u32, turn: u32) -> Rows {
+    let here = lane / WINDOWS + turn * APART;
+    let row = row0 + 4u * here;
     let tap = row / CHANNELS;
     let h = i32(tap / KW * DILATION_H) - i32(PAD_H);
     let v = i32(tap % KW * DILATION_W) - i32(PAD_W);
-    return Rows(h, v, i32(row % CHANNELS / 4u), row < KH * KW * CHANNELS);
+    let offset = (h * i32(W) + v) * i32(CHANNELS / 4u) + i32(row % CHANNELS / 4u);
+    return Rows(h, v, offset, turn * APART < TILE_M / 4u && here < TILE_M / 4u && row < KH * KW * CHANNELS);
 }
 
-// Four channels of the window that is staged at this turn, of those from `window0` on, at its four places.
-fn load_x(window0: u32, end: u32, own: Rows, lane: u32, turn: u32) -> mat4x4<X> {
-    let step = lane / (TILE_M / 4u) + turn * APART;
-    let window = window0 + step;
-    if turn * APART >= WINDOWS || step >= WINDOWS || window >= end || !own.inside {
+fn window_of(window: u32, end: u32) -> Window {
+    let h = i32(window / PW % PH * 2u * STRIDE_H);
+    let v = i32(window % PW * 2u * STRIDE_W);
+    return Window(h, v, ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS / 4u), window < end);
+}
+
+// Four channels at the four places of the invocation's window, of those from `window0` on.
+fn load_x(window0: u32, end: u32, rows: Rows, lane: u32) -> mat4x4<X> {
+    let window = window_of(window0 + lane % WINDOWS, end);
+    if !(window.inside & rows.inside) {
         return mat4x4<X>();
     }
-    let h = i32(window / PW % PH * 2u * STRIDE_H) + own.tap_h;
-    let v = i32(window % PW * 2u * STRIDE_W) + own.tap_w;
-    let at = ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS / 4u) + own.four;
+    let at = window.at + rows.offset;
     let down = i32(STRIDE_H * W * (CHANNELS / 4u));
     let right = i32(STRIDE_W * (CHANNELS / 4u));
     // A negative place is a huge one when unsigned.
+    let h = window.h + rows.tap_h;
+    let v = window.v + rows.tap_w;
     let upper = u32(h) < H;
     let lower = u32(h + i32(STRIDE_H)) < H;
     let west = u32(v) < W;
     let east = u32(v + i32(STRIDE_W)) < W;
     return mat4x4<X>(
-        channels(at, upper && west),
-        channels(at + right, upper && east),
-        channels(at + down, lower && west),
-        channels(at + down + right, lower && east),
+        channels(at, upper & west),
+        channels(at + right, upper & east),
+        channels(at + down, lower & west),
+        channels(at + down + right, lower & east),
     );
 }
 
@@ -230,23 +240,24 @@ fn channels(at: i32, there: bool) -> vec4<X> {
 }
 
 fn stage_x(lane: u32, turn: u32, value: mat4x4<X>) {
-    let step = lane / (TILE_M / 4u) + turn * APART;
-    if turn * APART >= WINDOWS || step >= WINDOWS {
+    let here = lane / WINDOWS + turn * APART;
+    if turn * APART >= TILE_M / 4u || here >= TILE_M / 4u {
         return;
     }
-    let at = 4u * step * PITCH + lane % (TILE_M / 4u);
-    stage(at, vec4<f16>(value[0]));
-    stage(at + PITCH, vec4<f16>(value[1]));
-    stage(at + 2u * PITCH, vec4<f16>(value[2]));
-    stage(at + 3u * PITCH, vec4<f16>(value[3]));
+    let rows = transpose(value);
+    let at = 4u * here * PITCH + lane % WINDOWS;
+    stage(at, vec4<f16>(rows[0]));
+    stage(at + PITCH, vec4<f16>(rows[1]));
+    stage(at + 2u * PITCH, vec4<f16>(rows[2]));
+    stage(at + 3u * PITCH, vec4<f16>(rows[3]));
 }
 
-// Four filters of the window that is staged at this turn, of those from `window0` on.
+// What comes back to four filters of the invocation's window, of those from `window0` on: those that are staged at this turn.
 fn load_g(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
-    let step = lane / (TILE_N / 4u) + turn * APART_N;
-    let window = window0 + step;
-    let column = column0 + lane % (TILE_N / 4u) * 4u;
-    if turn * APART_N >= WINDOWS || step >= WINDOWS || window >= end || column >= FILTERS {
+    let here = lane / WINDOWS + turn * APART;
+    let window = window0 + lane % WINDOWS;
+    let column = column0 + 4u * here;
+    if turn * APART >= TILE_N / 4u || here >= TILE_N / 4u || window >= end || column >= FILTERS {
         return Returned();
     }
     let at = (window * FILTERS + column) / 4u;
@@ -255,24 +266,23 @@ fn load_g(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returne
 
 // Gives what it adds to db.
 fn stage_g(lane: u32, turn: u32, back: Returned) -> vec4<f32> {
-    let step = lane / (TILE_N / 4u) + turn * APART_N;
-    if turn * APART_N >= WINDOWS || step >= WINDOWS {
+    let here = lane / WINDOWS + turn * APART;
+    if turn * APART >= TILE_N / 4u || here >= TILE_N / 4u {
         return vec4<f32>();
     }
-    let at = LEFT + 4u * step * PITCH_N + lane % (TILE_N / 4u);
     let value = vec4<f16>(back.gradient);
-    stage(at, through(value, back.place, 0u));
-    stage(at + PITCH_N, through(value, back.place, 1u));
-    stage(at + 2u * PITCH_N, through(value, back.place, 2u));
-    stage(at + 3u * PITCH_N, through(value, back.place, 3u));
+    let at = LEFT + 4u * here * PITCH + lane % WINDOWS;
+    stage(at, at_place(value.x, back.place));
+    stage(at + PITCH, at_place(value.y, back.place >> 8u));
+    stage(at + 2u * PITCH, at_place(value.z, back.place >> 16u));
+    stage(at + 3u * PITCH, at_place(value.w, back.place >> 24u));
     let stopped = vec4(back.place) & vec4(STOPPED, STOPPED << 8u, STOPPED << 16u, STOPPED << 24u);
     return select(vec4<f32>(), vec4<f32>(back.gradient), stopped == vec4<u32>());
 }
 
-// What of four filters' gradient comes through to a place of the window.
-fn through(value: vec4<f16>, places: u32, here: u32) -> vec4<f16> {
-    let differs = (vec4(places) ^ vec4(here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
-    return select(vec4<f16>(), value, differs == vec4<u32>());
+// The gradient at the four places of a window.
+fn at_place(value: f16, place: u32) -> vec4<f16> {
+    return select(vec4<f16>(), vec4(value), vec4(place & 0xffu) == vec4(0u, 1u, 2u, 3u));
 }
 
 fn stage(at: u32, four: vec4<f16>) {
@@ -300,15 +310,23 @@ fn store(lane: u32, slice: u32, row0: u32, column0: u32) {
     }
 }
 
-// Stores what `sums` has of db: of each four of columns, what every APART_N-th invocation added up.
+// Keeps what an invocation added up of the columns of a turn: [columns][window].
+fn sum_bias(lane: u32, turn: u32, bias: vec4<f32>) {
+    let here = lane / WINDOWS + turn * APART;
+    if turn * APART < TILE_N / 4u && here < TILE_N / 4u {
+        sum(here * WINDOWS + lane % WINDOWS, bias);
+    }
+}
+
+// Stores what `sums` has of db.
 fn store_bias(lane: u32, slice: u32, column0: u32) {
     let column = column0 + 4u * lane;
     if slice >= SLICES || lane >= TILE_N / 4u || column >= FILTERS {
         return;
     }
     var total = vec4<f32>();
-    for (var i = lane; i < LANES; i += TILE_N / 4u) {
-        total += summed(i);
+    for (var i = 0u; i < WINDOWS; i += 1u) {
+        total += summed(lane * WINDOWS + i);
     }
     db[(slice * FILTERS + column) / 4u] = total;
 }
