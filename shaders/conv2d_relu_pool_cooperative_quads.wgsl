@@ -87,6 +87,21 @@ var<workgroup> sums: array<Summed, TILE_M / 2u * TILE_N / WIDTH>; // half the ro
 // Where each row's window begins, and that as an index of x, in fours, which wraps if it is in the padding.
 var<workgroup> windows: array<vec4<i32>, TILE_M>;
 
+// Where an invocation's terms of a step lie.
+struct Terms {
+    tap_h: i32,
+    tap_w: i32,
+    x: i32, // from where a row's window begins, in fours
+    w: u32, // of the first column, in fours
+    inside: bool,
+}
+
+// Four terms of a row, as they are loaded, and whether they count: what does not is loaded from somewhere else.
+struct Four {
+    value: vec4<X>,
+    inside: bool,
+}
+
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -96,7 +111,8 @@ fn main(
     let pitch = PITCH * 4u / WIDTH;
     let pitch_sums = TILE_N / WIDTH;
     let rows = call.batch * PH * PW * 4u;
-    let depth = KH * KW * CHANNELS;
+    // As if it were not known when this is compiled: drivers would unroll the loop of a few steps, which takes twice the registers.
+    let depth = select(0u, KH * KW * CHANNELS, rows != 0u);
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
     let row0 = tile / tiles_n * TILE_M;
@@ -124,23 +140,25 @@ fn main(
     // Neighbouring invocations take neighbouring fours of terms; an invocation stays at one four of every step.
     let four = lane % (STEP / 4u);
     let first = lane / (STEP / 4u);
-    var x_ahead = load_four_x(0u, four, first);
-    var w_ahead = load_w(0u, column0, four, first, 0u);
-    var w_next = load_w(0u, column0, four, first, 1u);
+    let terms0 = terms_of(0u, four);
+    var x_ahead = load_four_x(terms0, first);
+    var w_ahead = load_w(terms0, column0, first, 0u);
+    var w_next = load_w(terms0, column0, first, 1u);
     for (var k0 = 0u; k0 < depth; k0 += STEP) {
         stage_x(four, first, 0u, x_ahead[0]);
         stage_x(four, first, 1u, x_ahead[1]);
         stage_x(four, first, 2u, x_ahead[2]);
         stage_x(four, first, 3u, x_ahead[3]);
         for (var turn = 4u; turn * APART < TILE_M; turn += 1u) {
-            stage_x(four, first, turn, load_x(k0, four, first, turn));
+            stage_x(four, first, turn, load_x(terms_of(k0, four), first, turn));
         }
         stage_w(four, first, 0u, w_ahead);
         stage_w(four, first, 1u, w_next);
         workgroupBarrier();
-        x_ahead = load_four_x(k0 + STEP, four, first);
-        w_ahead = load_w(k0 + STEP, column0, four, first, 0u);
-        w_next = load_w(k0 + STEP, column0, four, first, 1u);
+        let terms = terms_of(k0 + STEP, four);
+        x_ahead = load_four_x(terms, first);
+        w_ahead = load_w(terms, column0, first, 0u);
+        w_next = load_w(terms, column0, first, 1u);
         for (var s = 0u; s < STEP; s += EDGE) {
             let i0 = block_row * pitch + s / WIDTH;
             let i1 = i0 + EDGE * pitch;
@@ -170,54 +188,61 @@ fn main(
     pool(lane, row0 + EDGE, rows, column0);
 }
 
-// What is staged in the first four turns, a column each.
-fn load_four_x(k0: u32, four: u32, first: u32) -> mat4x4<X> {
-    return mat4x4<X>(load_x(k0, four, first, 0u), load_x(k0, four, first, 1u), load_x(k0, four, first, 2u), load_x(k0, four, first, 3u));
-}
-
-// A four of the terms from `k0` on, of the row that is staged at this turn.
-fn load_x(k0: u32, four: u32, first: u32, turn: u32) -> vec4<X> {
-    let row = first + turn * APART;
-    let k = k0 + 4u * four;
-    if turn * APART >= TILE_M || row >= TILE_M {
-        return vec4<X>();
-    }
-    let tap = select(k, k0, ONE_TAP) / CHANNELS;
+// Those of the step from `k0` on; past the last, the last.
+fn terms_of(k0: u32, four: u32) -> Terms {
+    let last = KH * KW * CHANNELS - 4u;
+    let k = min(k0 + 4u * four, last);
+    let tap = select(k, min(k0, last), ONE_TAP) / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H);
     let tap_w = i32(tap % KW * DILATION_W);
+    let channels = i32((k - tap * CHANNELS) / 4u);
+    return Terms(tap_h, tap_w, (tap_h * i32(W) + tap_w) * i32(CHANNELS / 4u) + channels, k * (FILTERS / 4u), k == k0 + 4u * four);
+}
+
+// What is staged in the first four turns.
+fn load_four_x(terms: Terms, first: u32) -> array<Four, 4> {
+    return array(load_x(terms, first, 0u), load_x(terms, first, 1u), load_x(terms, first, 2u), load_x(terms, first, 3u));
+}
+
+// Whether the i-th of so many rows or fours, staged at this turn, is past the last. Of a whole turn a compiler knows that none is.
+fn beyond(i: u32, turn: u32, extent: u32) -> bool {
+    return turn * APART >= extent || (turn * APART + APART > extent && i >= extent);
+}
+
+// Of the row that is staged at this turn. Without a branch, in which some compilers would wait for what is loaded.
+fn load_x(terms: Terms, first: u32, turn: u32) -> Four {
+    let row = first + turn * APART;
+    if beyond(row, turn, TILE_M) {
+        return Four();
+    }
     let window = windows[row];
     // A negative place is a huge one when unsigned.
-    let outside = (u32(window.x + tap_h) >= H) | (u32(window.y + tap_w) >= W);
-    if outside | (k >= KH * KW * CHANNELS) {
-        return vec4<X>();
-    }
-    let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS / 4u) + i32((k - tap * CHANNELS) / 4u);
-    return x[u32(window.z + offset)];
+    let inside = terms.inside & (u32(window.x + terms.tap_h) < H) & (u32(window.y + terms.tap_w) < W);
+    return Four(x[select(0u, u32(window.z + terms.x), inside)], inside);
 }
 
-fn stage_x(four: u32, first: u32, turn: u32, value: vec4<X>) {
+fn stage_x(four: u32, first: u32, turn: u32, ahead: Four) {
     let row = first + turn * APART;
-    if turn * APART < TILE_M && row < TILE_M {
-        stage(row * PITCH + four, vec4<f16>(value));
+    if !beyond(row, turn, TILE_M) {
+        stage(row * PITCH + four, select(vec4<f16>(), vec4<f16>(ahead.value), ahead.inside));
     }
 }
 
-// Four columns of four of the terms from `k0` on, those that are staged at this turn; a column of the matrix is a term.
-fn load_w(k0: u32, column0: u32, four: u32, first: u32, turn: u32) -> mat4x4<f32> {
+// Of the four columns that are staged at this turn; a column of the matrix is a term. Past the last column, of that one, which is not
+// stored; past the last term, of that one, which meets zeros of x.
+fn load_w(terms: Terms, column0: u32, first: u32, turn: u32) -> mat4x4<f32> {
     let here = first + turn * APART;
-    let k = k0 + 4u * four;
-    let column = column0 + 4u * here;
-    if turn * APART >= TILE_N / 4u || here >= TILE_N / 4u || k >= KH * KW * CHANNELS || column >= FILTERS {
+    if beyond(here, turn, TILE_N / 4u) {
         return mat4x4<f32>();
     }
-    let at = (k * FILTERS + column) / 4u;
     let down = FILTERS / 4u;
+    let at = terms.w + min(column0 / 4u + here, down - 1u);
     return mat4x4(w[at], w[at + down], w[at + 2u * down], w[at + 3u * down]);
 }
 
 fn stage_w(four: u32, first: u32, turn: u32, value: mat4x4<f32>) {
     let here = first + turn * APART;
-    if turn * APART < TILE_N / 4u && here < TILE_N / 4u {
+    if !beyond(here, turn, TILE_N / 4u) {
         let columns = transpose(value);
         let at = LEFT + 4u * here * PITCH + four;
         stage(at, vec4<f16>(columns[0]));

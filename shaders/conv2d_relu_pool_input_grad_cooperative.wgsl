@@ -90,6 +90,14 @@ var<workgroup> sums: array<f32, TILE_M / 2u * TILE_N>; // half the rows of each 
 // Each row's pixel, counted from the corner of the padding, the first pixel of y of its image, and where it is itself in dx.
 var<workgroup> pixels: array<vec4<i32>, TILE_M>;
 
+// Where an invocation's terms of a step lie.
+struct Terms {
+    tap: vec2<i32>,
+    four: u32, // of filters
+    w: u32,    // of the first column, in fours
+    inside: bool,
+}
+
 // The output pixel that saw an input pixel through a tap.
 struct Seen {
     window: u32, // of its image
@@ -138,30 +146,35 @@ fn main(
     // Neighbouring invocations take neighbouring fours of dy and of w; one stays at one four of every step.
     let four = lane % (STEP / 4u);
     let first = lane / (STEP / 4u);
+    // The first and the last row's pixel; whether no other is in the tile and each step is at one tap.
     let pixel0 = row0 / call.batch;
     let pixel1 = min(row0 + TILE_M - 1u, rows - 1u) / call.batch;
-    var k0 = next_step(0u, pixel0, pixel1);
-    var g_ahead = load_four_g(k0, four, first);
-    var w_ahead = load_four_w(k0, column0, four, first);
+    let few = ONE_TAP && pixel1 - pixel0 < 2u;
+    let corners = vec4(corner_of(pixel0), corner_of(pixel1));
+    var k0 = next_step(0u, few, corners);
+    let terms0 = terms_of(k0, four);
+    var g_ahead = load_four_g(terms0, first);
+    var w_ahead = load_four_w(terms0, column0, first);
     while k0 < depth {
         stage_g(four, first, 0u, g_ahead[0]);
         stage_g(four, first, 1u, g_ahead[1]);
         stage_g(four, first, 2u, g_ahead[2]);
         stage_g(four, first, 3u, g_ahead[3]);
         for (var turn = 4u; turn * APART < TILE_M; turn += 1u) {
-            stage_g(four, first, turn, load_g(k0, four, first, turn));
+            stage_g(four, first, turn, load_g(terms_of(k0, four), first, turn));
         }
         stage_w(four, first, 0u, w_ahead[0]);
         stage_w(four, first, 1u, w_ahead[1]);
         stage_w(four, first, 2u, w_ahead[2]);
         stage_w(four, first, 3u, w_ahead[3]);
         for (var turn = 4u; turn * APART < TILE_N; turn += 1u) {
-            stage_w(four, first, turn, load_w(k0, column0, four, first, turn));
+            stage_w(four, first, turn, load_w(terms_of(k0, four), column0, first, turn));
         }
         workgroupBarrier();
-        k0 = next_step(k0 + STEP, pixel0, pixel1);
-        g_ahead = load_four_g(k0, four, first);
-        w_ahead = load_four_w(k0, column0, four, first);
+        k0 = next_step(k0 + STEP, few, corners);
+        let terms = terms_of(k0, four);
+        g_ahead = load_four_g(terms, first);
+        w_ahead = load_four_w(terms, column0, first);
         for (var s = 0u; s < STEP; s += EDGE) {
             let i0 = block_row * pitch + s / WIDTH;
             let i1 = i0 + EDGE * pitch;
@@ -192,11 +205,11 @@ fn main(
 }
 
 // The first step from `k` on, but for those of taps through which neither of a tile's two pixels was seen, if it has no more than two.
-fn next_step(k: u32, pixel0: u32, pixel1: u32) -> u32 {
+fn next_step(k: u32, few: bool, corners: vec4<i32>) -> u32 {
     var next = k;
-    while ONE_TAP && pixel1 - pixel0 < 2u && next < KH * KW * FILTERS {
-        let tap = next / FILTERS;
-        if seen(corner_of(pixel0), tap).here != NOWHERE || seen(corner_of(pixel1), tap).here != NOWHERE {
+    while few && next < KH * KW * FILTERS {
+        let tap = tap_of(next / FILTERS);
+        if (seen(corners.xy, tap).here != NOWHERE) | (seen(corners.zw, tap).here != NOWHERE) {
             break;
         }
         next += FILTERS;
@@ -204,15 +217,28 @@ fn next_step(k: u32, pixel0: u32, pixel1: u32) -> u32 {
     return next;
 }
 
+fn tap_of(tap: u32) -> vec2<i32> {
+    return vec2(i32(tap / KW * DILATION_H), i32(tap % KW * DILATION_W));
+}
+
+// Those of the step from `k0` on; past the last, the last.
+fn terms_of(k0: u32, four: u32) -> Terms {
+    let last = KH * KW * FILTERS - 4u;
+    let k = min(k0 + 4u * four, last);
+    let tap = select(k, min(k0, last), ONE_TAP) / FILTERS;
+    let filters = (k - tap * FILTERS) / 4u;
+    return Terms(tap_of(tap), filters, tap * CHANNELS * (FILTERS / 4u) + filters, k == k0 + 4u * four);
+}
+
 // Where a pixel is, counted from the corner of the padding.
 fn corner_of(pixel: u32) -> vec2<i32> {
     return vec2(i32(pixel / W + PAD_H), i32(pixel % W + PAD_W));
 }
 
-fn seen(pixel: vec2<i32>, tap: u32) -> Seen {
+fn seen(pixel: vec2<i32>, tap: vec2<i32>) -> Seen {
     // A place before the first window is a huge one when unsigned.
-    let h = u32(pixel.x - i32(tap / KW * DILATION_H));
-    let v = u32(pixel.y - i32(tap % KW * DILATION_W));
+    let h = u32(pixel.x - tap.x);
+    let v = u32(pixel.y - tap.y);
     let outside = (h >= 2u * PH * STRIDE_H) | (v >= 2u * PW * STRIDE_W) | (h % STRIDE_H != 0u) | (v % STRIDE_W != 0u);
     let oh = h / STRIDE_H;
     let ow = v / STRIDE_W;
@@ -220,59 +246,60 @@ fn seen(pixel: vec2<i32>, tap: u32) -> Seen {
 }
 
 // What is staged in the first four turns.
-fn load_four_g(k0: u32, four: u32, first: u32) -> array<Returned, 4> {
-    return array(load_g(k0, four, first, 0u), load_g(k0, four, first, 1u), load_g(k0, four, first, 2u), load_g(k0, four, first, 3u));
+fn load_four_g(terms: Terms, first: u32) -> array<Returned, 4> {
+    return array(load_g(terms, first, 0u), load_g(terms, first, 1u), load_g(terms, first, 2u), load_g(terms, first, 3u));
 }
 
-fn load_four_w(k0: u32, column0: u32, four: u32, first: u32) -> mat4x4<f32> {
+fn load_four_w(terms: Terms, column0: u32, first: u32) -> mat4x4<f32> {
     return mat4x4(
-        load_w(k0, column0, four, first, 0u),
-        load_w(k0, column0, four, first, 1u),
-        load_w(k0, column0, four, first, 2u),
-        load_w(k0, column0, four, first, 3u),
+        load_w(terms, column0, first, 0u),
+        load_w(terms, column0, first, 1u),
+        load_w(terms, column0, first, 2u),
+        load_w(terms, column0, first, 3u),
     );
 }
 
-// A four of the terms from `k0` on, of the row that is staged at this turn.
-fn load_g(k0: u32, four: u32, first: u32, turn: u32) -> Returned {
+// Whether the i-th of so many rows or columns, staged at this turn, is past the last. Of a whole turn a compiler knows that none is.
+fn beyond(i: u32, turn: u32, extent: u32) -> bool {
+    return turn * APART >= extent || (turn * APART + APART > extent && i >= extent);
+}
+
+// Of the row that is staged at this turn; where none saw it, something, and at no place. Without a branch, in which some compilers would
+// wait for what is loaded.
+fn load_g(terms: Terms, first: u32, turn: u32) -> Returned {
     let row = first + turn * APART;
-    let k = k0 + 4u * four;
-    if turn * APART >= TILE_M || row >= TILE_M {
+    if beyond(row, turn, TILE_M) {
         return Returned();
     }
-    let tap = select(k, k0, ONE_TAP) / FILTERS;
     let pixel = pixels[row];
-    let pixel_of_y = seen(pixel.xy, tap);
-    if (pixel_of_y.here == NOWHERE) | (k >= KH * KW * FILTERS) {
-        return Returned();
-    }
-    let at = ((u32(pixel.z) + pixel_of_y.window) * FILTERS + k - tap * FILTERS) / 4u;
-    return Returned(dy[at], place[at], pixel_of_y.here);
+    let saw = seen(pixel.xy, terms.tap);
+    let inside = terms.inside & (saw.here != NOWHERE);
+    let at = select(0u, (u32(pixel.z) + saw.window) * (FILTERS / 4u) + terms.four, inside);
+    return Returned(dy[at], place[at], select(NOWHERE, saw.here, inside));
 }
 
 // What of four filters' gradient comes through to a place of the window. Not before it is staged, so that loading does not wait.
 fn stage_g(four: u32, first: u32, turn: u32, back: Returned) {
     let row = first + turn * APART;
-    if turn * APART < TILE_M && row < TILE_M {
-        let differs = (vec4(back.place) ^ vec4(back.here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
-        stage(row * PITCH + four, select(vec4<f16>(back.gradient), vec4<f16>(), differs != vec4<u32>()));
+    if !beyond(row, turn, TILE_M) {
+        let places = vec4(back.place) >> vec4(0u, 8u, 16u, 24u) & vec4(0xffu);
+        stage(row * PITCH + four, select(vec4<f16>(), vec4<f16>(back.gradient), places == vec4(back.here)));
     }
 }
 
-// A four of the terms from `k0` on, of the column that is staged at this turn.
-fn load_w(k0: u32, column0: u32, four: u32, first: u32, turn: u32) -> vec4<f32> {
+// Of the column that is staged at this turn. Past the last column, of that one, which is not stored; past the last term, of that one, which
+// meets zeros of g.
+fn load_w(terms: Terms, column0: u32, first: u32, turn: u32) -> vec4<f32> {
     let column = first + turn * APART;
-    let k = k0 + 4u * four;
-    if turn * APART >= TILE_N || column >= TILE_N || k >= KH * KW * FILTERS || column0 + column >= CHANNELS {
+    if beyond(column, turn, TILE_N) {
         return vec4<f32>();
     }
-    let tap = select(k, k0, ONE_TAP) / FILTERS;
-    return w[((tap * CHANNELS + column0 + column) * FILTERS + k - tap * FILTERS) / 4u];
+    return w[terms.w + min(column0 + column, CHANNELS - 1u) * (FILTERS / 4u)];
 }
 
 fn stage_w(four: u32, first: u32, turn: u32, value: vec4<f32>) {
     let column = first + turn * APART;
-    if turn * APART < TILE_N && column < TILE_N {
+    if !beyond(column, turn, TILE_N) {
         stage(LEFT + column * PITCH + four, vec4<f16>(value));
     }
 }

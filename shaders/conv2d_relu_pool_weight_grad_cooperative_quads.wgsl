@@ -69,7 +69,7 @@ override LEFT: u32 = TILE_M * PITCH;     // fours staged of x, before those of g
 override RIGHT: u32 = TILE_N * PITCH;    // … and of g
 override APART: u32 = LANES / WINDOWS;   // fours of rows or columns staged at a turn: two turns are enough
 
-const STOPPED = 4u; // the place of a maximum that ReLU made zero, alone in having this bit
+const STOPPED = 0x04040404u; // places of four maxima that ReLU made zero, which alone have these bits
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<X>>;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<DY>>;
@@ -101,10 +101,17 @@ struct Window {
     inside: bool,
 }
 
+// Four channels at the four places of a window, as they are loaded, and which of them count: what does not is loaded from somewhere else.
+struct Image {
+    value: mat4x4<X>,
+    inside: vec4<bool>,
+}
+
 // Four filters of a window: what comes back to them, as it is loaded, and their maxima's places.
 struct Returned {
     gradient: vec4<DY>,
     place: u32,
+    nowhere: u32, // what makes the places such that nothing comes through, if there is no window
 }
 
 @compute @workgroup_size(LANES)
@@ -191,6 +198,11 @@ fn main(
     }
 }
 
+// Whether the i-th of so many fours of rows or columns, staged at a turn, is past the last. Of a whole turn a compiler knows that none is.
+fn beyond(i: u32, turn: u32, extent: u32) -> bool {
+    return turn * APART >= extent || (turn * APART + APART > extent && i >= extent);
+}
+
 // Those that an invocation stages at this turn.
 fn rows_of(row0: u32, lane: u32, turn: u32) -> Rows {
     let here = lane / WINDOWS + turn * APART;
@@ -199,7 +211,7 @@ fn rows_of(row0: u32, lane: u32, turn: u32) -> Rows {
     let h = i32(tap / KW * DILATION_H) - i32(PAD_H);
     let v = i32(tap % KW * DILATION_W) - i32(PAD_W);
     let offset = (h * i32(W) + v) * i32(CHANNELS / 4u) + i32(row % CHANNELS / 4u);
-    return Rows(h, v, offset, turn * APART < TILE_M / 4u && here < TILE_M / 4u && row < KH * KW * CHANNELS);
+    return Rows(h, v, offset, row < KH * KW * CHANNELS && !beyond(here, turn, TILE_M / 4u));
 }
 
 fn window_of(window: u32, end: u32) -> Window {
@@ -208,48 +220,36 @@ fn window_of(window: u32, end: u32) -> Window {
     return Window(h, v, ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS / 4u), window < end);
 }
 
-// Four channels at the four places of the invocation's window, of those from `window0` on.
-fn load_x(window0: u32, end: u32, rows: Rows, lane: u32) -> mat4x4<X> {
+// Of the invocation's window, of those from `window0` on. Without a branch, in which some compilers would wait for what is loaded.
+fn load_x(window0: u32, end: u32, rows: Rows, lane: u32) -> Image {
     let window = window_of(window0 + lane % WINDOWS, end);
-    if !(window.inside & rows.inside) {
-        return mat4x4<X>();
-    }
+    let there = window.inside & rows.inside;
     let at = window.at + rows.offset;
     let down = i32(STRIDE_H * W * (CHANNELS / 4u));
     let right = i32(STRIDE_W * (CHANNELS / 4u));
     // A negative place is a huge one when unsigned.
     let h = window.h + rows.tap_h;
     let v = window.v + rows.tap_w;
-    let upper = u32(h) < H;
-    let lower = u32(h + i32(STRIDE_H)) < H;
+    let upper = there & (u32(h) < H);
+    let lower = there & (u32(h + i32(STRIDE_H)) < H);
     let west = u32(v) < W;
     let east = u32(v + i32(STRIDE_W)) < W;
-    return mat4x4<X>(
-        channels(at, upper & west),
-        channels(at + right, upper & east),
-        channels(at + down, lower & west),
-        channels(at + down + right, lower & east),
-    );
+    let inside = vec4(upper & west, upper & east, lower & west, lower & east);
+    let i = select(vec4<u32>(), vec4<u32>(vec4(at, at + right, at + down, at + down + right)), inside);
+    return Image(mat4x4<X>(x[i.x], x[i.y], x[i.z], x[i.w]), inside);
 }
 
-fn channels(at: i32, there: bool) -> vec4<X> {
-    if !there {
-        return vec4<X>();
-    }
-    return x[u32(at)];
-}
-
-fn stage_x(lane: u32, turn: u32, value: mat4x4<X>) {
+fn stage_x(lane: u32, turn: u32, image: Image) {
     let here = lane / WINDOWS + turn * APART;
-    if turn * APART >= TILE_M / 4u || here >= TILE_M / 4u {
+    if beyond(here, turn, TILE_M / 4u) {
         return;
     }
-    let rows = transpose(value);
+    let rows = transpose(image.value);
     let at = 4u * here * PITCH + lane % WINDOWS;
-    stage(at, vec4<f16>(rows[0]));
-    stage(at + PITCH, vec4<f16>(rows[1]));
-    stage(at + 2u * PITCH, vec4<f16>(rows[2]));
-    stage(at + 3u * PITCH, vec4<f16>(rows[3]));
+    stage(at, select(vec4<f16>(), vec4<f16>(rows[0]), image.inside));
+    stage(at + PITCH, select(vec4<f16>(), vec4<f16>(rows[1]), image.inside));
+    stage(at + 2u * PITCH, select(vec4<f16>(), vec4<f16>(rows[2]), image.inside));
+    stage(at + 3u * PITCH, select(vec4<f16>(), vec4<f16>(rows[3]), image.inside));
 }
 
 // What comes back to four filters of the invocation's window, of those from `window0` on: those that are staged at this turn.
@@ -257,26 +257,28 @@ fn load_g(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returne
     let here = lane / WINDOWS + turn * APART;
     let window = window0 + lane % WINDOWS;
     let column = column0 + 4u * here;
-    if turn * APART >= TILE_N / 4u || here >= TILE_N / 4u || window >= end || column >= FILTERS {
+    if beyond(here, turn, TILE_N / 4u) {
         return Returned();
     }
-    let at = (window * FILTERS + column) / 4u;
-    return Returned(dy[at], place[at]);
+    let inside = (window < end) & (column < FILTERS);
+    let at = select(0u, (window * FILTERS + column) / 4u, inside);
+    return Returned(dy[at], place[at], select(STOPPED, 0u, inside));
 }
 
 // Gives what it adds to db.
 fn stage_g(lane: u32, turn: u32, back: Returned) -> vec4<f32> {
     let here = lane / WINDOWS + turn * APART;
-    if turn * APART >= TILE_N / 4u || here >= TILE_N / 4u {
+    if beyond(here, turn, TILE_N / 4u) {
         return vec4<f32>();
     }
     let value = vec4<f16>(back.gradient);
+    let places = back.place | back.nowhere;
     let at = LEFT + 4u * here * PITCH + lane % WINDOWS;
-    stage(at, at_place(value.x, back.place));
-    stage(at + PITCH, at_place(value.y, back.place >> 8u));
-    stage(at + 2u * PITCH, at_place(value.z, back.place >> 16u));
-    stage(at + 3u * PITCH, at_place(value.w, back.place >> 24u));
-    let stopped = vec4(back.place) & vec4(STOPPED, STOPPED << 8u, STOPPED << 16u, STOPPED << 24u);
+    stage(at, at_place(value.x, places));
+    stage(at + PITCH, at_place(value.y, places >> 8u));
+    stage(at + 2u * PITCH, at_place(value.z, places >> 16u));
+    stage(at + 3u * PITCH, at_place(value.w, places >> 24u));
+    let stopped = (vec4(places & STOPPED) >> vec4(0u, 8u, 16u, 24u)) & vec4(0xffu);
     return select(vec4<f32>(), vec4<f32>(back.gradient), stopped == vec4<u32>());
 }
 
@@ -313,7 +315,7 @@ fn store(lane: u32, slice: u32, row0: u32, column0: u32) {
 // Keeps what an invocation added up of the columns of a turn: [columns][window].
 fn sum_bias(lane: u32, turn: u32, bias: vec4<f32>) {
     let here = lane / WINDOWS + turn * APART;
-    if turn * APART < TILE_N / 4u && here < TILE_N / 4u {
+    if !beyond(here, turn, TILE_N / 4u) {
         sum(here * WINDOWS + lane % WINDOWS, bias);
     }
 }

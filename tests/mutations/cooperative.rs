@@ -70,16 +70,19 @@ pub(super) fn targets() -> Vec<Target> {
         ["no padding", "u32(row_w[row] + tap_w) < W", "true"],
         ["no bias", "relu(sums_quad(at) + bias)", "relu(sums_quad(at))"],
     ];
+    let past = ["terms past the last", "k == k0 + 4u * four", "true"];
     let fours = [
-        ["w read across", "coopLoadT<Right>(&staged[j0]", "coopLoad<Right>(&staged[j0]"],
-        ["no padding", "u32(window.y + tap_w) >= W", "false"],
+        ["w read across", "coopLoad<Right>(&staged[j0]", "coopLoadT<Right>(&staged[j0]"],
+        ["w staged as it lies", "let columns = transpose(value);", "let columns = value;"],
+        ["no padding", "(u32(window.y + terms.tap_w) < W)", "true"],
+        ["what is loaded in place of padding", "vec4<f16>(ahead.value), ahead.inside", "vec4<f16>(ahead.value), true"],
         ["no bias", "relu(summed(at) + bias)", "relu(summed(at))"],
         ["all terms of a step of one tap", "CHANNELS % STEP == 0u", "true"],
-        ["this step's x again", "load_four_x(k0 + STEP", "load_four_x(k0"],
-        ["this step's w again", "load_four_w(k0 + STEP", "load_four_w(k0"],
+        past,
+        ["the first step's x again", "x_ahead = load_four_x(terms, ", "x_ahead = load_four_x(terms0, "],
+        ["the first step's w again", "w_ahead = load_w(terms, ", "w_ahead = load_w(terms0, "],
         ["what another turn loaded", "1u, x_ahead[1]", "1u, x_ahead[2]"],
         ["a turn left out", "var turn = 4u; turn * APART", "var turn = 5u; turn * APART"],
-        ["two turns load the same of w", "lane, 3u),\n", "lane, 2u),\n"],
     ];
     let weight_ones = [
         halves,
@@ -90,16 +93,21 @@ pub(super) fn targets() -> Vec<Target> {
     ];
     let weight_fours = [
         halves,
-        ["x read across", "coopLoad<Left>(&staged[i0]", "coopLoadT<Left>(&staged[i0]"],
+        ["x read across", "coopLoadT<Left>(&staged[i0]", "coopLoad<Left>(&staged[i0]"],
+        ["x staged as it lies", "transpose(image.value)", "image.value"],
         ["the next slice too", "min(begin + run, pixels)", "pixels"],
-        ["windows of the next slice in the bias", "window >= end || column >= FILTERS", "column >= FILTERS"],
-        ["the bias of half the invocations", "i < LANES; i += TILE_N / 4u", "i < LANES / 2u; i += TILE_N / 4u"],
+        ["windows of the next slice in the bias", "(window < end) & (column < FILTERS)", "column < FILTERS"],
+        ["the bias of half the windows", "i < WINDOWS; i += 1u", "i < WINDOWS / 2u; i += 1u"],
         ["what relu stopped in the bias", "stopped == vec4<u32>()", "vec4(true)"],
-        ["no padding on the right", "channels(at + right, upper && east)", "channels(at + right, upper)"],
-        ["a place's x at another's", "stage(at + 2u * PITCH, vec4<f16>(value[2]))", "stage(at + 2u * PITCH, vec4<f16>(value[1]))"],
-        ["what comes back, at every place", "through(value, back.place, 3u)", "value"],
+        ["no padding on the right", "upper & east", "upper"],
+        [
+            "a row's x at another's",
+            "at + 2u * PITCH, select(vec4<f16>(), vec4<f16>(rows[2])",
+            "at + 2u * PITCH, select(vec4<f16>(), vec4<f16>(rows[1])",
+        ],
+        ["what comes back, at every place", "vec4(place & 0xffu) == vec4(0u, 1u, 2u, 3u)", "vec4(true)"],
         ["what another turn loaded", "1u, x_next)", "1u, x_ahead)"],
-        ["this step's windows again", "load_x(window0 + WINDOWS, end, own, lane, 0u)", "load_x(window0, end, own, lane, 0u)"],
+        ["this step's windows again", "load_x(window0 + WINDOWS, end, own_rows0, lane)", "load_x(window0, end, own_rows0, lane)"],
         ["this step's gradient again", "load_g(window0 + WINDOWS, end, column0, lane, 0u)", "load_g(window0, end, column0, lane, 0u)"],
         rows_past,
     ];
@@ -116,12 +124,14 @@ pub(super) fn targets() -> Vec<Target> {
                     ["w read across", "coopLoad<Right>(&staged[j1]", "coopLoadT<Right>(&staged[j1]"],
                     ["channels past the last", "pixel.x != OUTSIDE && column < CHANNELS", "pixel.x != OUTSIDE"],
                     ["rows past the last", "pixel.x != OUTSIDE && column < CHANNELS", "column < CHANNELS"],
-                    ["taps between strides too", " || h % STRIDE_H != 0u", ""],
+                    ["taps between strides too", " | (h % STRIDE_H != 0u)", ""],
                     ["later rows' pixels not set", "i < TILE_M; i += LANES", "i < 32u; i += LANES"],
                     ["all terms of a step of one tap", "FILTERS % STEP == 0u", "true"],
-                    ["this step's gradient again", "        g_ahead = load_four_g(k0,", "        g_ahead = load_four_g(k0 - STEP,"],
+                    past,
+                    ["the first step's gradient again", "        g_ahead = load_four_g(terms, ", "        g_ahead = load_four_g(terms0, "],
+                    ["another column's w", "min(column0 + column, CHANNELS - 1u)", "min(column, CHANNELS - 1u)"],
                     ["a turn left out", "var turn = 4u; turn * APART < TILE_M", "var turn = 5u; turn * APART < TILE_M"],
-                    ["what comes back, at every place", "differs != vec4<u32>()", "vec4(false)"],
+                    ["what comes back, at every place", "places == vec4(back.here)", "vec4(true)"],
                 ],
             ]
             .concat(),
@@ -133,8 +143,8 @@ pub(super) fn targets() -> Vec<Target> {
             64,
             70,
             &[
-                ["a tap passed over that the first pixel was seen through", "seen(corner_of(pixel0), tap).here != NOWHERE || ", ""],
-                ["a tap passed over that the last pixel was seen through", " || seen(corner_of(pixel1), tap).here != NOWHERE", ""],
+                ["a tap passed over that the first pixel was seen through", "(seen(corners.xy, tap).here != NOWHERE) | ", ""],
+                ["a tap passed over that the last pixel was seen through", " | (seen(corners.zw, tap).here != NOWHERE)", ""],
                 ["a tap too many passed over", "next += FILTERS", "next += 2u * FILTERS"],
                 [
                     "images and pixels exchanged in the result",
@@ -154,14 +164,17 @@ pub(super) fn races() -> Vec<Target> {
     let after = ["no barrier after the first half", "workgroupBarrier();\n    coopStoreT(s10", "coopStoreT(s10"];
     let rows = ["no barrier after the rows' windows", "workgroupBarrier();\n\n    // The block's", "\n    // The block's"];
     let pooling = ["no barrier before pooling", "workgroupBarrier();\n    pool(lane, row0, ", "pool(lane, row0, "];
-    let ahead = ["no barrier after staging", "workgroupBarrier();\n        x_ahead", "x_ahead"];
     vec![
         forward(
             ONES,
             FORWARD,
             &[["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"], staging, pooling, after],
         ),
-        forward(FOURS, FORWARD_QUADS, &[rows, ahead, staging, pooling, after]),
+        forward(
+            FOURS,
+            FORWARD_QUADS,
+            &[rows, ["no barrier after staging", "workgroupBarrier();\n        let terms", "let terms"], staging, pooling, after],
+        ),
         input_grad(
             68,
             3,
@@ -177,7 +190,7 @@ pub(super) fn races() -> Vec<Target> {
             FOURS,
             WEIGHT_GRAD_QUADS,
             &[
-                ahead,
+                ["no barrier after staging", "workgroupBarrier();\n        x_ahead", "x_ahead"],
                 staging,
                 ["no barrier before storing", "workgroupBarrier();\n    store(lane, slice, row0, ", "store(lane, slice, row0, "],
                 after,
