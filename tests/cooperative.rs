@@ -175,6 +175,39 @@ fn weights_and_images_that_f16_does_not_hold_are_rounded_and_no_more() {
     println!("worst: {worst:.3} of what rounding may come to");
 }
 
+#[test]
+fn what_is_computed_of_an_image_is_the_same_bits_in_any_batch() {
+    let Some(gpu) = gpu() else { return };
+    let conv = Conv2d { stride: [2, 1], ..Conv2d::default() };
+    // With 70 images a tile of dx is of one pixel or two, with 2 of many; 64 filters are whole steps.
+    let [forward, dx, _] = blocks(conv, [6, 5, 32], true, [3, 3], 64);
+    for (op, types) in [forward, dx] {
+        let mut graph = Graph::new();
+        let leaves: Vec<TensorId> = types.iter().map(|ty| graph.input("operand", *ty)).collect();
+        let root = graph.apply(op, &leaves).unwrap();
+        let plan = Arc::new(Plan::new(&graph, &[root], 70).unwrap());
+        let step = &plan.steps()[0];
+        for candidate in step.candidates().filter(|c| c.matrices.is_some_and(|matrices| gpu.matrices().contains(&matrices))) {
+            let mut exec = GpuExecutor::new(gpu.clone());
+            let mut choices = Choices::default();
+            choices.set(&step.key, candidate.name);
+            exec.choose(&choices);
+            let id = exec.load(plan.clone()).unwrap();
+            for (i, (leaf, ty)) in leaves.iter().zip(&types).enumerate() {
+                let value = |k| if ty.dtype == DType::U8 { (noise(i as u64, k) * 5.0).floor() } else { noise(i as u64, k) - 0.5 };
+                let values: Vec<f64> = (0..ty.shape.len(70)).map(value).collect();
+                exec.write(*leaf, &to_bytes(&values, ty.dtype)).unwrap();
+            }
+            let mut bits = |batch: usize| {
+                exec.run(id, &[batch]).unwrap();
+                exec.read(id, root, batch).unwrap()
+            };
+            let (many, few) = (bits(70), bits(2));
+            assert!(many[..few.len()] == few, "{}", candidate.name);
+        }
+    }
+}
+
 /// Two convolutions with pooling and two dense layers, the second convolution's images of so many channels that tiles are not all edge.
 fn model() -> Model {
     let layers = vec![

@@ -125,16 +125,9 @@ fn singled(kernel: Kernel) -> Kernel {
         return kernel;
     }
     interned(format!("{}_single", kernel.name), || {
-        let element = |i: &str| format!("[4u * at + {i}u]");
-        let stored = |array: &str| {
-            ["x", "y", "z", "w"]
-                .iter()
-                .zip(["0", "1", "2", "3"])
-                .map(|(c, i)| format!("{array}{} = four.{c};", element(i)))
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        let loaded = |array: &str| ["0", "1", "2", "3"].map(|i| format!("{array}{}", element(i))).join(", ");
+        let four = |element: &dyn Fn(usize, &str) -> String| [(0, "x"), (1, "y"), (2, "z"), (3, "w")].map(|(i, part)| element(i, part));
+        let stored = |array: &str| four(&|i, part| format!("{array}[4u * at + {i}u] = four.{part};")).join(" ");
+        let loaded = |array: &str| four(&|i, _| format!("{array}[4u * at + {i}u]")).join(", ");
         let texts = [
             (FOURS, "const WIDTH = 1u;".to_owned(), 1..=1),
             ("alias Staged = vec4<f16>;", "alias Staged = f16;".to_owned(), 1..=1),
