@@ -63,11 +63,11 @@ override TILE_N: u32;   // and its columns, likewise
 override STEP: u32;     // elements of K staged at a time, a multiple of EDGE
 override SUBGROUP: u32; // invocations of a subgroup
 override LANES: u32 = TILE_M / BLOCK * (TILE_N / BLOCK) * SUBGROUP; // a multiple of STEP / 4
-override WINDOWS: u32 = STEP / 4u;            // of a step
-override PITCH: u32 = WINDOWS + 2u;      // fours from a row or column to the next, odd in pairs, which spreads a term over the banks
-override LEFT: u32 = TILE_M * PITCH;     // fours staged of x, before those of g
-override RIGHT: u32 = TILE_N * PITCH;    // … and of g
-override APART: u32 = LANES / WINDOWS;   // fours of rows or columns staged at a turn: two turns are enough
+override WINDOWS: u32 = STEP / 4u;     // of a step
+override PITCH: u32 = WINDOWS + 2u;    // fours from a row or column to the next, odd in pairs, which spreads a term over the banks
+override LEFT: u32 = TILE_M * PITCH;   // fours staged of x, before those of g
+override RIGHT: u32 = TILE_N * PITCH;  // … and of g
+override APART: u32 = LANES / WINDOWS; // fours of rows or columns staged at a turn: two turns are enough
 
 const STOPPED = 0x04040404u; // places of four maxima that ReLU made zero, which alone have these bits
 
