@@ -22,6 +22,7 @@ use shadernet::exec::{Executor, reference};
 use shadernet::files::History;
 use shadernet::graph::{Graph, TensorId};
 use shadernet::nn::{Layer, Model};
+use shadernet::ops::window::Padding;
 use shadernet::ops::*;
 use shadernet::plan::{Choices, Plan};
 use shadernet::shape::{DType, TensorType};
@@ -114,6 +115,14 @@ fn every_kernel_agrees_with_its_reference_on_ragged_tiles() {
             check(op, &types, batch);
         }
     }
+    // Whole taps to a step; then tiles of dx that are of one pixel, of two and of more, past an edge and between two strides.
+    let padding = Padding::Explicit { top: 1, bottom: 2, left: 0, right: 1 };
+    let strided = Conv2d { stride: [2, 3], padding, dilation: [1, 2], groups: 1 };
+    for (conv, image, filters, batch) in [(plain, [7, 6, 64], 64, 5), (strided, [6, 9, 32], 32, 50), (strided, [7, 9, 36], 32, 9)] {
+        for (op, types) in blocks(conv, image, true, [3, 2], filters) {
+            check(op, &types, batch);
+        }
+    }
     println!("{by_matrices} kernels by cooperative matrices on {}: {:?}", gpu.name(), gpu.matrices());
     assert!(by_matrices > 50);
 }
@@ -164,6 +173,39 @@ fn weights_and_images_that_f16_does_not_hold_are_rounded_and_no_more() {
         }
     }
     println!("worst: {worst:.3} of what rounding may come to");
+}
+
+#[test]
+fn what_is_computed_of_an_image_is_the_same_bits_in_any_batch() {
+    let Some(gpu) = gpu() else { return };
+    let conv = Conv2d { stride: [2, 1], ..Conv2d::default() };
+    // With 70 images a tile of dx is of one pixel or two, with 2 of many; 64 filters are whole steps.
+    let [forward, dx, _] = blocks(conv, [6, 5, 32], true, [3, 3], 64);
+    for (op, types) in [forward, dx] {
+        let mut graph = Graph::new();
+        let leaves: Vec<TensorId> = types.iter().map(|ty| graph.input("operand", *ty)).collect();
+        let root = graph.apply(op, &leaves).unwrap();
+        let plan = Arc::new(Plan::new(&graph, &[root], 70).unwrap());
+        let step = &plan.steps()[0];
+        for candidate in step.candidates().filter(|c| c.matrices.is_some_and(|matrices| gpu.matrices().contains(&matrices))) {
+            let mut exec = GpuExecutor::new(gpu.clone());
+            let mut choices = Choices::default();
+            choices.set(&step.key, candidate.name);
+            exec.choose(&choices);
+            let id = exec.load(plan.clone()).unwrap();
+            for (i, (leaf, ty)) in leaves.iter().zip(&types).enumerate() {
+                let value = |k| if ty.dtype == DType::U8 { (noise(i as u64, k) * 5.0).floor() } else { noise(i as u64, k) - 0.5 };
+                let values: Vec<f64> = (0..ty.shape.len(70)).map(value).collect();
+                exec.write(*leaf, &to_bytes(&values, ty.dtype)).unwrap();
+            }
+            let mut bits = |batch: usize| {
+                exec.run(id, &[batch]).unwrap();
+                exec.read(id, root, batch).unwrap()
+            };
+            let (many, few) = (bits(70), bits(2));
+            assert!(many[..few.len()] == few, "{}", candidate.name);
+        }
+    }
 }
 
 /// Two convolutions with pooling and two dense layers, the second convolution's images of so many channels that tiles are not all edge.

@@ -4,7 +4,9 @@
 //! GPU has units for that (tensor cores, matrix cores, `simdgroup_matrix`). Factors are f16 and sums f32, so these kernels exist
 //! only for operands or results that are stored as f16, which is mixed precision: no other plan has them among its candidates.
 //!
-//! The files are written for matrices of 8×8. With 16 in place of each 8 that names a size they are those for 16×16.
+//! The files are written for matrices of 8×8. With 16 in place of each 8 that names a size they are those for 16×16. And those that
+//! stage fours of elements are written for matrices that are loaded from an array of such: with single elements in their place they are
+//! those for Metal, whose matrices are not.
 
 use serde::Serialize;
 
@@ -29,15 +31,23 @@ pub(crate) struct MatrixTiles {
     pub(crate) tile: [usize; 2],
     /// Terms of the sums that are staged in shared memory at a time.
     pub(crate) step: usize,
+    /// Whether kernels that stage fours keep single elements in shared memory.
+    pub(crate) single: bool,
 }
 
 const fn tiles(edge: usize, subgroup: usize, tile: [usize; 2], step: usize) -> MatrixTiles {
-    MatrixTiles { matrices: Matrices { edge, subgroup }, tile, step }
+    MatrixTiles { matrices: Matrices { edge, subgroup }, tile, step, single: false }
+}
+
+/// With single elements in shared memory.
+const fn single(edge: usize, subgroup: usize, tile: [usize; 2], step: usize) -> MatrixTiles {
+    MatrixTiles { single: true, ..tiles(edge, subgroup, tile, step) }
 }
 
 /// Everything worth a try: matrices of 16×16 by 32 invocations (NVIDIA, AMD) or 64 (AMD), of 8×8 by 32 (Apple) or 8 (Mesa's
-/// software adapter). None has more than 256 invocations, nor takes more than [`WORKGROUP_BYTES`].
-const ALL: [MatrixTiles; 15] = [
+/// software adapter, one of whose tiles is there for what Apple's have to run somewhere else too). None has more than 256 invocations, nor
+/// takes more than [`WORKGROUP_BYTES`].
+const ALL: [MatrixTiles; 16] = [
     tiles(16, 32, [64, 64], 32),
     tiles(16, 32, [64, 64], 16),
     tiles(16, 32, [128, 64], 16),
@@ -48,11 +58,12 @@ const ALL: [MatrixTiles; 15] = [
     tiles(16, 64, [64, 64], 16),
     tiles(16, 64, [128, 32], 32),
     tiles(16, 64, [64, 32], 32),
-    tiles(8, 32, [32, 32], 32),
-    tiles(8, 32, [32, 64], 16),
-    tiles(8, 32, [64, 32], 16),
+    single(8, 32, [32, 32], 32),
+    single(8, 32, [32, 64], 16),
+    single(8, 32, [64, 32], 16),
     tiles(8, 8, [32, 32], 16),
     tiles(8, 8, [64, 32], 32),
+    single(8, 8, [32, 32], 32),
 ];
 
 /// Workgroup memory that these kernels may take; adapters promise half as much.
@@ -61,9 +72,14 @@ pub(crate) const WORKGROUP_BYTES: u32 = 32 * 1024;
 impl MatrixTiles {
     /// The constants of the kernels.
     pub(crate) fn constants(self) -> [(&'static str, f64); 4] {
-        let Self { matrices, tile: [rows, columns], step } = self;
+        let Self { matrices, tile: [rows, columns], step, .. } = self;
         let values = [("TILE_M", rows), ("TILE_N", columns), ("STEP", step), ("SUBGROUP", matrices.subgroup)];
         values.map(|(name, value)| (name, value as f64))
+    }
+
+    /// The kernel's text for these.
+    pub(crate) fn cut(self, kernel: Kernel) -> Kernel {
+        sized(if self.single { singled(kernel) } else { kernel }, self.matrices.edge)
     }
 
     /// A variant for each that is worth a try for so many columns, if one of these is stored as f16. Their names: kernel, tile and
@@ -72,7 +88,7 @@ impl MatrixTiles {
         let worth = |tiles: &Self| stored.contains(&DType::F16) && tiles.tile[1] < 2 * columns.max(17);
         let variant = |tiles: Self| {
             let launch = launch(tiles);
-            let Self { matrices, tile: [rows, columns], step } = tiles;
+            let Self { matrices, tile: [rows, columns], step, .. } = tiles;
             let name = format!("{}/{rows}x{columns}x{step}/{}", launch.kernel.name, matrices.subgroup);
             Variant { name, style: Style::Portable, matrices: Some(matrices), launch }
         };
@@ -84,7 +100,7 @@ impl MatrixTiles {
 ///
 /// # Panics
 /// If the text does not have the lines that name the size.
-pub(crate) fn sized(kernel: Kernel, edge: usize) -> Kernel {
+fn sized(kernel: Kernel, edge: usize) -> Kernel {
     if edge == 8 {
         return kernel;
     }
@@ -97,6 +113,36 @@ pub(crate) fn sized(kernel: Kernel, edge: usize) -> Kernel {
     })
 }
 
+/// A line of the kernels that stage fours, with which a kernel says that it does.
+const FOURS: &str = "const WIDTH = 4u;";
+
+/// The kernel with single elements in shared memory; the same one if it stages no fours.
+///
+/// # Panics
+/// If the text does not have the lines that name a four.
+fn singled(kernel: Kernel) -> Kernel {
+    if !kernel.source.contains(FOURS) {
+        return kernel;
+    }
+    interned(format!("{}_single", kernel.name), || {
+        let four = |element: &dyn Fn(usize, &str) -> String| [(0, "x"), (1, "y"), (2, "z"), (3, "w")].map(|(i, part)| element(i, part));
+        let stored = |array: &str| four(&|i, part| format!("{array}[4u * at + {i}u] = four.{part};")).join(" ");
+        let loaded = |array: &str| four(&|i, _| format!("{array}[4u * at + {i}u]")).join(", ");
+        let texts = [
+            (FOURS, "const WIDTH = 1u;".to_owned(), 1..=1),
+            ("alias Staged = vec4<f16>;", "alias Staged = f16;".to_owned(), 1..=1),
+            ("alias Summed = vec4<f32>;", "alias Summed = f32;".to_owned(), 0..=1),
+            ("staged[at] = four;", stored("staged"), 1..=1),
+            ("sums[at] = four;", stored("sums"), 0..=1),
+            ("return sums[at];", format!("return vec4({});", loaded("sums")), 0..=1),
+        ];
+        texts.into_iter().fold(kernel.source.to_owned(), |text, (fours, singles, counts)| {
+            assert!(counts.contains(&text.matches(fours).count()), "{}: {fours:?}", kernel.name);
+            text.replace(fours, &singles)
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,13 +150,15 @@ mod tests {
     #[test]
     fn all_tiles_keep_to_the_limits() {
         for tiles in ALL {
-            let MatrixTiles { matrices: Matrices { edge, subgroup }, tile: [rows, columns], step } = tiles;
+            let MatrixTiles { matrices: Matrices { edge, subgroup }, tile: [rows, columns], step, .. } = tiles;
             let block = 2 * edge;
             assert!(rows.is_multiple_of(block) && columns.is_multiple_of(block) && step.is_multiple_of(edge), "{tiles:?}");
             let lanes = rows / block * (columns / block) * subgroup;
             assert!(lanes <= 256 && lanes.is_multiple_of(step) && lanes >= columns, "{tiles:?}: {lanes} invocations");
+            // What an invocation stages four by four, in no more than two turns; and room for what it adds up of the bias.
+            assert!(rows.max(columns) / 4 * (step / 4) <= 2 * lanes && step <= 2 * rows, "{tiles:?}: {lanes} invocations");
             let bytes = 2 * (rows * (step + 8)).max((rows + 8) * step) + 2 * (columns * (step + 8)).max((columns + 8) * step);
-            assert!(bytes + 4 * (rows / 2 * columns + 3 * rows) <= WORKGROUP_BYTES as usize, "{tiles:?}");
+            assert!(bytes + 4 * (rows / 2 * columns + 4 * rows) <= WORKGROUP_BYTES as usize, "{tiles:?}");
         }
         let distinct: std::collections::HashSet<String> = ALL.iter().map(|tiles| format!("{tiles:?}")).collect();
         assert_eq!(distinct.len(), ALL.len());

@@ -37,7 +37,7 @@ use std::fmt;
 use std::ops::Range;
 
 pub use cooperative::Matrices;
-pub(crate) use cooperative::{MatrixTiles, WORKGROUP_BYTES as MATRIX_BYTES, sized};
+pub(crate) use cooperative::{MatrixTiles, WORKGROUP_BYTES as MATRIX_BYTES};
 pub use operators::*;
 use serde::Serialize;
 pub(crate) use tiles::Tiles;

@@ -182,16 +182,18 @@ pub fn relu_pools() -> Vec<Example> {
             all.push(example(Conv2dReluPool { conv, output: to }, &[xs, w, b], 3));
             let fours = channels.next_multiple_of(4);
             let (x4, w4) = (batched(&[12, 9, fours]), fixed(&[3, 2, fours, filters]));
-            all.push(example(Conv2dReluPool { conv, output: to }, &[TensorType { dtype: from, ..x4 }, w4, b], 3));
+            let x4s = TensorType { dtype: from, ..x4 };
+            all.push(example(Conv2dReluPool { conv, output: to }, &[x4s, w4, b], 3));
             for w in [w, w4] {
                 all.push(example(Conv2dReluPoolInputGrad { conv, input: [12, 9], output: from }, &[dys, place, w], 3));
             }
             for slices in [1, 5] {
                 if [to, from] == [DType::F32; 2] {
                     all.push(example(Conv2dReluPoolGrad { conv, slices }, &[x4, y, place, w4], 3));
-                    all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[x4, y, place], 3));
                 }
-                all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[xs, dys, place], 3));
+                for x in [x4s, xs] {
+                    all.push(example(Conv2dReluPoolWeightGrad { conv, kernel: [3, 2], slices }, &[x, dys, place], 3));
+                }
             }
         }
     }

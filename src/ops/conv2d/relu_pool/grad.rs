@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
 use crate::ops::stored::stored;
-use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient, sized};
+use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
 /// Gradient of a [`Conv2dReluPool`](super::Conv2dReluPool) for its images: dx `[N, H, W, I]` of operands dy, the places, and w.
@@ -146,7 +146,7 @@ impl Rules for Conv2dReluPoolInputGrad {
         let block = self.known(inputs);
         let (columns, launch) = (block.conv.channels, |tiles| self.tiled(&block, inputs, tiles));
         let matrices = |tiles: MatrixTiles| {
-            let kernel = sized(kernel!("conv2d_relu_pool_input_grad_cooperative"), tiles.matrices.edge);
+            let kernel = tiles.cut(kernel!("conv2d_relu_pool_input_grad_cooperative"));
             block.launch_matrices(self.stored(kernel, inputs), tiles, [block.conv.input.iter().product(), columns])
         };
         let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
@@ -205,7 +205,12 @@ impl Conv2dReluPoolWeightGrad {
 
     /// The launch of the kernel of cooperative matrices.
     fn launch_matrices(&self, block: &Block, inputs: &[TensorType], tiles: MatrixTiles) -> Launch {
-        let kernel = Self::stored(sized(kernel!("conv2d_relu_pool_weight_grad_cooperative"), tiles.matrices.edge), inputs);
+        let kernel = if block.conv.channels.is_multiple_of(4) {
+            kernel!("conv2d_relu_pool_weight_grad_cooperative_quads")
+        } else {
+            kernel!("conv2d_relu_pool_weight_grad_cooperative")
+        };
+        let kernel = Self::stored(tiles.cut(kernel), inputs);
         let mut constants = block.constants(tiles.constants());
         constants.push(("SLICES", self.slices as f64));
         let count = block.conv.depth().div_ceil(tiles.tile[0]) * block.conv.filters.div_ceil(tiles.tile[1]);

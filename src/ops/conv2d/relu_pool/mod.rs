@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, TensorId};
 use crate::kernels::conv2d_relu_pool as kernels;
 use crate::ops::stored::stored;
-use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient, sized};
+use crate::ops::{Cpu, Kernel, Launch, MatrixTiles, Reference, Rules, Tiles, Variant, Workgroups, kernel, no_second_gradient};
 use crate::shape::{DType, Shape, TensorType};
 
 /// `y = max_pool2d(relu(conv2d(x, w) + b))` of operands x `[N, H, W, I]`, w `[KH, KW, I, O]`, b `[O]`: `[N, PH, PW, O]`, and, extra,
@@ -247,12 +247,12 @@ impl Rules for Conv2dReluPool {
     fn variants(&self, inputs: &[TensorType], _output: TensorType) -> Vec<Variant> {
         let block = self.known(inputs);
         let columns = block.conv.filters;
-        let matrices = |tiles: MatrixTiles| {
-            let kernel = sized(kernel!("conv2d_relu_pool_cooperative"), tiles.matrices.edge);
-            block.launch_matrices(self.stored(kernel, inputs), tiles, [block.pixels() * PLACES, columns])
-        };
+        let fours = self.in_fours(inputs);
+        let kernel = if fours { kernel!("conv2d_relu_pool_cooperative_quads") } else { kernel!("conv2d_relu_pool_cooperative") };
+        let matrices =
+            |tiles: MatrixTiles| block.launch_matrices(self.stored(tiles.cut(kernel), inputs), tiles, [block.pixels() * PLACES, columns]);
         let mut all = MatrixTiles::variants(&[inputs[0].dtype, self.output], columns, matrices);
-        let legal = if self.in_fours(inputs) { Tiles::in_parts } else { Tiles::any };
+        let legal = if fours { Tiles::in_parts } else { Tiles::any };
         all.extend(registers::forward(&block, inputs[0], self.output));
         all.extend(Tiles::variants(self.usual(inputs), columns, legal, |tiles| self.tiled(inputs, tiles)));
         all
