@@ -147,7 +147,7 @@ fn scaled() -> Vec<Target> {
         ),
         target(
             example(Altered::drawn(AdamGroup { adam, count: 2 }, 6, (1.0, 2.0)), &[param, param, moments, moments, param, param, rate], 1),
-            &[["steps where one has overflowed", " || (SCALED && rate[5] >= 1.0)", ""]],
+            &[["steps where one has overflowed", " && !(SCALED && rate[5] >= 1.0)", ""]],
         ),
     ]
 }
