@@ -58,15 +58,21 @@ fn main(
     for (var i = lane; i < ROWS * FEATURES; i += LANES) {
         images[i] = load_x(image0, i);
     }
+    // Of the second product's weights those that the invocation needs first, so that they come while the first is computed.
+    let index = lane / SHARERS;
+    let class_ = index % CLASSES;
+    let kept = mat4x4(four_w2(class_, lane, 0u), four_w2(class_, lane, 4u), four_w2(class_, lane, 8u), four_w2(class_, lane, 12u));
     workgroupBarrier();
     hide(lane);
 
-    let index = lane / SHARERS;
     if index < ROWS * CLASSES {
-        let class_ = index % CLASSES;
-        var sum = 0.0;
-        for (var u = lane % SHARERS; u < UNITS; u += SHARERS) {
-            sum += hidden[index / CLASSES * UNITS + u] * w2[u * CLASSES + class_];
+        let image = index / CLASSES * UNITS;
+        var sum = dot(four_hidden(image, lane, 0u), kept[0]);
+        sum += dot(four_hidden(image, lane, 4u), kept[1]);
+        sum += dot(four_hidden(image, lane, 8u), kept[2]);
+        sum += dot(four_hidden(image, lane, 12u), kept[3]);
+        for (var u = lane % SHARERS + 16u * SHARERS; u < UNITS; u += SHARERS) {
+            sum += hidden[image + u] * w2[u * CLASSES + class_];
         }
         terms[lane] = sum;
     }
@@ -98,6 +104,25 @@ fn main(
     }
 }
 
+// The weights of a class for four of the units that an invocation takes, from its i-th on, and those units; zeros for none.
+fn four_w2(class_: u32, lane: u32, i: u32) -> vec4<f32> {
+    let u = units_of(lane, i);
+    let there = u < vec4(UNITS);
+    let at = select(vec4<u32>(), u, there) * CLASSES + class_;
+    return select(vec4<f32>(), vec4(w2[at.x], w2[at.y], w2[at.z], w2[at.w]), there);
+}
+
+fn four_hidden(image: u32, lane: u32, i: u32) -> vec4<f32> {
+    let u = units_of(lane, i);
+    let there = u < vec4(UNITS);
+    let at = select(vec4<u32>(), image + u, there);
+    return select(vec4<f32>(), vec4(hidden[at.x], hidden[at.y], hidden[at.z], hidden[at.w]), there);
+}
+
+fn units_of(lane: u32, i: u32) -> vec4<u32> {
+    return vec4(lane % SHARERS) + (vec4(i) + vec4(0u, 1u, 2u, 3u)) * SHARERS;
+}
+
 // An image's feature by its place behind the first feature of the first image.
 fn load_x(image0: u32, i: u32) -> f32 {
     if image0 + i / FEATURES >= call.batch {
@@ -106,83 +131,93 @@ fn load_x(image0: u32, i: u32) -> f32 {
     return f32(x[image0 * FEATURES + i]);
 }
 
-// The hidden layer. The parts take the features in turn, eight of their own at a time while there are as many.
+// The hidden layer. The parts take the features in turn, sixteen of their own at a time while there are as many, then four.
 fn hide(lane: u32) {
     let across = UNITS / 4u;
     let parts = LANES / across;
     let quad = lane % across;
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
+    let first = 4u * quad;
+    let bias = vec4(b1[first], b1[first + 1u], b1[first + 2u], b1[first + 3u]);
+    var sums = mat4x4<f32>(); // an image each
     if lane < parts * across {
         var k = lane / across;
-        for (; k + 7u * parts < FEATURES; k += 8u * parts) {
-            // All eight are asked for before the first is needed.
-            let w_0 = w1[k * across + quad];
-            let w_1 = w1[(k + parts) * across + quad];
-            let w_2 = w1[(k + 2u * parts) * across + quad];
-            let w_3 = w1[(k + 3u * parts) * across + quad];
-            let w_4 = w1[(k + 4u * parts) * across + quad];
-            let w_5 = w1[(k + 5u * parts) * across + quad];
-            let w_6 = w1[(k + 6u * parts) * across + quad];
-            let w_7 = w1[(k + 7u * parts) * across + quad];
-            let later = k + 4u * parts;
-            sum0 = four(sum0, k, parts, w_0, w_1, w_2, w_3);
-            sum0 = four(sum0, later, parts, w_4, w_5, w_6, w_7);
-            if ROWS > 1u {
-                sum1 = four(sum1, FEATURES + k, parts, w_0, w_1, w_2, w_3);
-                sum1 = four(sum1, FEATURES + later, parts, w_4, w_5, w_6, w_7);
-            }
-            if ROWS > 2u {
-                sum2 = four(sum2, 2u * FEATURES + k, parts, w_0, w_1, w_2, w_3);
-                sum2 = four(sum2, 2u * FEATURES + later, parts, w_4, w_5, w_6, w_7);
-                sum3 = four(sum3, 3u * FEATURES + k, parts, w_0, w_1, w_2, w_3);
-                sum3 = four(sum3, 3u * FEATURES + later, parts, w_4, w_5, w_6, w_7);
-            }
+        var ahead: Weights;
+        if k + 15u * parts < FEATURES {
+            ahead = sixteen_weights(k, parts, quad);
+        }
+        for (; k + 15u * parts < FEATURES; k += 16u * parts) {
+            // The next are asked for while these are multiplied: compilers move loads to where they are needed, but not out of a loop.
+            let now = ahead;
+            ahead = sixteen_weights(select(k, k + 16u * parts, k + 31u * parts < FEATURES), parts, quad);
+            sums = added(sums, k, parts, now.w_0);
+            sums = added(sums, k + 4u * parts, parts, now.w_4);
+            sums = added(sums, k + 8u * parts, parts, now.w_8);
+            sums = added(sums, k + 12u * parts, parts, now.w_12);
+        }
+        for (; k + 3u * parts < FEATURES; k += 4u * parts) {
+            sums = added(sums, k, parts, four_weights(k, parts, quad));
         }
         for (; k < FEATURES; k += parts) {
             let here = w1[k * across + quad];
-            sum0 += images[k] * here;
-            if ROWS > 1u {
-                sum1 += images[FEATURES + k] * here;
-            }
-            if ROWS > 2u {
-                sum2 += images[2u * FEATURES + k] * here;
-                sum3 += images[3u * FEATURES + k] * here;
+            for (var image = 0u; image < ROWS; image += 1u) {
+                sums[image] += images[image * FEATURES + k] * here;
             }
         }
     }
-    meet(lane, 0u, sum0);
-    if ROWS > 1u {
-        meet(lane, 1u, sum1);
-    }
-    if ROWS > 2u {
-        meet(lane, 2u, sum2);
-        meet(lane, 3u, sum3);
+    for (var image = 0u; image < ROWS; image += 1u) {
+        meet(lane, image, sums[image], bias);
     }
 }
 
-// `sum` and an image's products with four features' weights, the first of which is the feature at `k`, one after another.
-fn four(sum: vec4<f32>, k: u32, parts: u32, w_0: vec4<f32>, w_1: vec4<f32>, w_2: vec4<f32>, w_3: vec4<f32>) -> vec4<f32> {
-    var next = sum + images[k] * w_0;
-    next += images[k + parts] * w_1;
-    next += images[k + 2u * parts] * w_2;
-    return next + images[k + 3u * parts] * w_3;
+// Sixteen features' weights for four units, of the first four features, the next, and so on.
+struct Weights {
+    w_0: mat4x4<f32>,
+    w_4: mat4x4<f32>,
+    w_8: mat4x4<f32>,
+    w_12: mat4x4<f32>,
 }
 
-// The parts' sums of one image, added in order, with bias and ReLU.
-fn meet(lane: u32, image: u32, sum: vec4<f32>) {
-    let across = UNITS / 4u;
+fn sixteen_weights(k: u32, parts: u32, quad: u32) -> Weights {
+    return Weights(
+        four_weights(k, parts, quad),
+        four_weights(k + 4u * parts, parts, quad),
+        four_weights(k + 8u * parts, parts, quad),
+        four_weights(k + 12u * parts, parts, quad),
+    );
+}
+
+// Four features' weights for four units, the first feature being `k`.
+fn four_weights(k: u32, parts: u32, quad: u32) -> mat4x4<f32> {
+    let at = k * (UNITS / 4u) + quad;
+    let apart = parts * (UNITS / 4u);
+    return mat4x4(w1[at], w1[at + apart], w1[at + 2u * apart], w1[at + 3u * apart]);
+}
+
+// The sums of all images and their products with these weights, one after another.
+fn added(sums: mat4x4<f32>, k: u32, parts: u32, weights: mat4x4<f32>) -> mat4x4<f32> {
+    var next = sums;
+    for (var image = 0u; image < ROWS; image += 1u) {
+        let at = image * FEATURES + k;
+        next[image] += images[at] * weights[0];
+        next[image] += images[at + parts] * weights[1];
+        next[image] += images[at + 2u * parts] * weights[2];
+        next[image] += images[at + 3u * parts] * weights[3];
+    }
+    return next;
+}
+
+// The parts' sums of one image, added in order, with the bias of the invocation's units, and ReLU.
+fn meet(lane: u32, image: u32, sum: vec4<f32>, bias: vec4<f32>) {
+    let across = UNITS / 4u; // at most LANES
     quads[lane] = sum;
     workgroupBarrier();
-    for (var quad = lane; quad < across; quad += LANES) {
-        var z = vec4(b1[4u * quad], b1[4u * quad + 1u], b1[4u * quad + 2u], b1[4u * quad + 3u]);
+    if lane < across {
+        var z = bias;
         for (var part = 0u; part < LANES / across; part += 1u) {
-            z += quads[part * across + quad];
+            z += quads[part * across + lane];
         }
         for (var i = 0u; i < 4u; i += 1u) {
-            hidden[image * UNITS + 4u * quad + i] = select(z[i], 0.0, z[i] < 0.0);
+            hidden[image * UNITS + 4u * lane + i] = select(z[i], 0.0, z[i] < 0.0);
         }
     }
     workgroupBarrier();

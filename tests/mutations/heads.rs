@@ -31,14 +31,18 @@ pub(super) fn targets() -> Vec<Target> {
     let tied = Altered::drawn(Altered::drawn(MlpHead, 3, (0.0, 0.0)), 4, TIES);
     vec![
         target(
-            example(MlpHead, &head(70, 128, 10), 35),
+            example(MlpHead, &head(300, 128, 10), 35),
             &[
                 ["no relu", "select(z[i], 0.0, z[i] < 0.0)", "z[i]"],
                 ["what relu stopped goes through", "select(sum, 0.0, hidden[i] <= 0.0)", "sum"],
-                ["the first image in place of the second", "four(sum1, FEATURES + k,", "four(sum1, k,"],
+                ["the first image in place of the second", "let at = image * FEATURES + k", "let at = k"],
+                ["features of this turn again", "k + 16u * parts, k + 31u * parts < FEATURES", "k, k + 31u * parts < FEATURES"],
+                ["fours left out", "k += 4u * parts", "k += 8u * parts"],
+                ["the second four in the first's place", "k + 4u * parts, parts, now.w_4", "k, parts, now.w_4"],
+                ["units kept left out", "sum += dot(four_hidden(image, lane, 12u), kept[3]);", ""],
                 ["the features left over left out", "for (; k < FEATURES; k += parts)", "for (; k < 0u; k += parts)"],
                 ["a part left out", "part < LANES / across", "part + 1u < LANES / across"],
-                ["bias of the first units", "b1[4u * quad + 1u]", "b1[1u]"],
+                ["bias of the first units", "b1[first + 1u]", "b1[1u]"],
                 ["the tree's last round left out", "half > 0u", "half > 1u"],
                 ["an image too many", "if n < call.batch {", "if n <= call.batch {"],
                 ["maximum not added back", "(most - claimed)", "(-claimed)"],
