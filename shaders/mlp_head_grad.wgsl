@@ -12,7 +12,7 @@
 //
 // Three products side by side, in one dispatch: the first workgroups compute 32×32 tiles of dw1, the next tiles of dw2, the others,
 // after a few that have nothing to do, tiles of dx. Those of a weight gradient's first rows add up its bias's too. Each product is
-// as in dense_grad.
+// as in dense_grad, but what is staged next is loaded while what is staged is multiplied.
 //
 // Dispatch: ceil(FEATURES / 32) · (tiles of UNITS + ceil(tiles of UNITS · tiles of CLASSES / tiles of FEATURES) + ceil(batch / 32))
 // workgroups. CPU twin: `MlpHeadGrad::reference` in src/ops/mlp_head/grad.rs.
@@ -80,23 +80,14 @@ fn main(
     var sum2 = vec4<f32>();
     var sum3 = vec4<f32>();
     var bias = 0.0;
+    var ahead: Factors;
+    if p.terms > 0u {
+        ahead = load(p, 0u, lane);
+    }
     for (var t0 = 0u; t0 < p.terms; t0 += STEP) {
-        for (var i = lane; i < TILE * STEP; i += LANES) {
-            // Neighbouring invocations take neighbouring addresses of the operand.
-            let far = i / TILE;
-            let near = i % TILE;
-            if p.of_x {
-                tiles[near * PITCH + far] = load_row(p.row0 + far, UNITS, UNITS, t0 + near);
-                tiles[PLANE + near * PITCH + far] = load_w(p.column0 + far, t0 + near);
-            } else if p.second {
-                tiles[far * PITCH + near] = load_row(t0 + far, 0u, UNITS, p.row0 + near);
-                tiles[PLANE + far * PITCH + near] = load_row(t0 + far, 2u * UNITS, CLASSES, p.column0 + near);
-            } else {
-                tiles[far * PITCH + near] = load_x(t0 + far, p.row0 + near);
-                tiles[PLANE + far * PITCH + near] = load_row(t0 + far, UNITS, UNITS, p.column0 + near);
-            }
-        }
+        stage(p, lane, ahead);
         workgroupBarrier();
+        ahead = load(p, t0 + STEP, lane);
         for (var s = 0u; s < STEP / PARTS; s += 1u) {
             let i = (part * (STEP / PARTS) + s) * PITCH + block_row;
             let j = PLANE + (part * (STEP / PARTS) + s) * PITCH + block_column;
@@ -164,26 +155,54 @@ fn find(group: u32) -> Product {
     return Product(false, false, FEATURES, UNITS, call.batch, group / tiles_u * TILE, group % tiles_u * TILE);
 }
 
-fn load_x(n: u32, feature: u32) -> f32 {
-    if n >= call.batch || feature >= FEATURES {
-        return 0.0;
-    }
-    return f32(x[n * FEATURES + feature]);
+// What an invocation stages of a step: of four rows of a factor as it lies in memory, eight apart, the element at the same place.
+struct Factors {
+    left: vec4<f32>,
+    right: vec4<f32>,
 }
 
-fn load_w(feature: u32, unit: u32) -> f32 {
-    if feature >= FEATURES || unit >= UNITS {
-        return 0.0;
+// Neighbouring invocations take neighbouring addresses of the operand.
+fn load(p: Product, t0: u32, lane: u32) -> Factors {
+    let far = vec4(lane / TILE) + vec4(0u, 1u, 2u, 3u) * (LANES / TILE);
+    let near = lane % TILE;
+    if p.of_x {
+        return Factors(load_rows(p.row0 + far, UNITS, UNITS, t0 + near), load_w(p.column0 + far, t0 + near));
     }
-    return w1[feature * UNITS + unit];
+    if p.second {
+        return Factors(load_rows(t0 + far, 0u, UNITS, p.row0 + near), load_rows(t0 + far, 2u * UNITS, CLASSES, p.column0 + near));
+    }
+    return Factors(load_x(t0 + far, p.row0 + near), load_rows(t0 + far, UNITS, UNITS, p.column0 + near));
 }
 
-// Of the part of an image's row that begins at `first` and has `count` elements, the one at `i`.
-fn load_row(n: u32, first: u32, count: u32, i: u32) -> f32 {
-    if n >= call.batch || i >= count {
-        return 0.0;
+fn stage(p: Product, lane: u32, factors: Factors) {
+    let far = lane / TILE;
+    let near = lane % TILE;
+    let at = select(far * PITCH + near, near * PITCH + far, p.of_x);
+    let apart = LANES / TILE * select(PITCH, 1u, p.of_x);
+    for (var i = 0u; i < 4u; i += 1u) {
+        tiles[at + i * apart] = factors.left[i];
+        tiles[PLANE + at + i * apart] = factors.right[i];
     }
-    return rows[n * (2u * UNITS + CLASSES + 2u) + first + i];
+}
+
+// A feature of four images. What is not there is loaded from elsewhere and zero, without a branch in which some compilers would wait.
+fn load_x(n: vec4<u32>, feature: u32) -> vec4<f32> {
+    let there = (n < vec4(call.batch)) & vec4(feature < FEATURES);
+    let at = select(vec4<u32>(), n * FEATURES + feature, there);
+    return select(vec4<f32>(), vec4(f32(x[at.x]), f32(x[at.y]), f32(x[at.z]), f32(x[at.w])), there);
+}
+
+fn load_w(feature: vec4<u32>, unit: u32) -> vec4<f32> {
+    let there = (feature < vec4(FEATURES)) & vec4(unit < UNITS);
+    let at = select(vec4<u32>(), feature * UNITS + unit, there);
+    return select(vec4<f32>(), vec4(w1[at.x], w1[at.y], w1[at.z], w1[at.w]), there);
+}
+
+// Of the part of four images' rows that begins at `first` and has `count` elements, the ones at `i`.
+fn load_rows(n: vec4<u32>, first: u32, count: u32, i: u32) -> vec4<f32> {
+    let there = (n < vec4(call.batch)) & vec4(i < count);
+    let at = select(vec4<u32>(), n * (2u * UNITS + CLASSES + 2u) + first + i, there);
+    return select(vec4<f32>(), vec4(rows[at.x], rows[at.y], rows[at.z], rows[at.w]), there);
 }
 
 // A row of a block of sums, its elements as far apart as a part has invocations.

@@ -64,7 +64,9 @@ pub(super) fn targets() -> Vec<Target> {
             &[
                 &PRODUCT[..],
                 &[
-                    ["weights not transposed", "tiles[PLANE + near * PITCH + far] = load_w", "tiles[PLANE + far * PITCH + near] = load_w"],
+                    ["factors of dx not turned", "near * PITCH + far, p.of_x)", "far * PITCH + near, p.of_x)"],
+                    ["this step's again in the next", "ahead = load(p, t0 + STEP, lane);", "ahead = load(p, t0, lane);"],
+                    ["the next images' features", "n * FEATURES + feature", "(n + 1u) % call.batch * FEATURES + feature"],
                     ["the hidden layer's gradient as the logits'", "2u * UNITS, CLASSES, p.column0", "UNITS, CLASSES, p.column0"],
                     ["bias counts the first step only", "bias += run", "bias = run"],
                     ["every bias of the first tile", "db1[p.column0 + lane]", "db1[lane]"],
@@ -100,7 +102,7 @@ pub(super) fn targets() -> Vec<Target> {
 
 /// The kernels without one of their barriers. A logit of 3 classes is shared by 32 invocations, more than a subgroup has.
 pub(super) fn races() -> Vec<Target> {
-    let staged = ["no barrier after staging", "workgroupBarrier();\n        for (var s", "for (var s"];
+    let staged = ["no barrier after staging", "workgroupBarrier();\n        ahead", "ahead"];
     let handed = ["no barrier before sums are taken", "workgroupBarrier();\n        if part < half", "if part < half"];
     vec![
         target(
