@@ -46,6 +46,10 @@ override PITCH: u32 = WINDOWS + 1u;       // from a term of all windows to the n
 override LEFT: u32 = PITCH * STEP;        // fours staged of x, before those of w
 override RIGHT: u32 = TILE_N / 4u * STEP; // … and of w
 override APART: u32 = LANES / STEP;       // windows staged at a turn
+override FEW: bool = KH * KW * CHANNELS <= 2u * STEP; // steps, which drivers unroll
+// Whether no window reaches past an edge of x.
+override WHOLE: bool = PAD_H + PAD_W == 0u && 2u * PH * STRIDE_H + (KH - 1u) * DILATION_H < H + STRIDE_H
+    && 2u * PW * STRIDE_W + (KW - 1u) * DILATION_W < W + STRIDE_W;
 
 const OUTSIDE = 1i << 30u; // a window that sees no pixel begins here
 const STOPPED = 4u; // the place of a maximum that ReLU made zero
@@ -66,6 +70,12 @@ var<workgroup> window_h: array<i32, WINDOWS>;  // where each window's first plac
 var<workgroup> window_w: array<i32, WINDOWS>;
 var<workgroup> window_at: array<i32, WINDOWS>; // … as an index of x, which wraps if it is in the padding
 
+// A term of the four places of a window, as it is loaded, and which of them count: what does not is loaded from somewhere else.
+struct Image {
+    value: vec4<X>,
+    inside: vec4<bool>,
+}
+
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -73,7 +83,9 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let rows = call.batch * PH * PW * 4u;
-    let depth = KH * KW * CHANNELS;
+    // More than a few steps as if they were not known when this is compiled: drivers that know that there is a first leave the loop at its
+    // end, and then some load there what the next step stages, as the last has none.
+    let depth = select(0u, KH * KW * CHANNELS, FEW || rows != 0u);
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
     let row0 = tile / tiles_n * TILE_M;
@@ -109,10 +121,10 @@ fn main(
         for (var turn = 2u; turn * APART < WINDOWS; turn += 1u) {
             stage_x(step, first, turn, load_x(k0 + step, first, turn));
         }
-        stage_w(lane, 0u, w_ahead);
-        stage_w(lane, 1u, w_next);
+        stage_w(k0, lane, 0u, w_ahead);
+        stage_w(k0, lane, 1u, w_next);
         for (var turn = 2u; turn * LANES < RIGHT; turn += 1u) {
-            stage_w(lane, turn, load_w(k0, column0, lane, turn));
+            stage_w(k0, lane, turn, load_w(k0, column0, lane, turn));
         }
         workgroupBarrier();
         x_ahead = load_x(k0 + STEP + step, first, 0u);
@@ -154,60 +166,70 @@ fn main(
     }
 }
 
-// A term of the four places of the window that is staged at this turn.
-fn load_x(k: u32, first: u32, turn: u32) -> vec4<f32> {
+// Whether a term is past the last. Where no step has such terms a compiler knows that none is.
+fn past(k: u32) -> bool {
+    return KH * KW * CHANNELS % STEP != 0u && k >= KH * KW * CHANNELS;
+}
+
+// A term of the four places of the window that is staged at this turn; past the last, that one again. Without a branch, in which some
+// compilers would wait for what is loaded.
+fn load_x(term: u32, first: u32, turn: u32) -> Image {
     let window = first + turn * APART;
-    if turn * APART >= WINDOWS || window >= WINDOWS || k >= KH * KW * CHANNELS {
-        return vec4<f32>();
+    if window_beyond(window, turn) {
+        return Image();
     }
+    let k = min(term, KH * KW * CHANNELS - 1u);
     let tap = k / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H);
     let tap_w = i32(tap % KW * DILATION_W);
     let at = window_at[window] + (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k % CHANNELS);
     let down = i32(STRIDE_H * W * CHANNELS);
     let right = i32(STRIDE_W * CHANNELS);
-    // A negative place is a huge one when unsigned.
-    let upper = u32(window_h[window] + tap_h) < H;
-    let lower = u32(window_h[window] + tap_h + i32(STRIDE_H)) < H;
-    let west = u32(window_w[window] + tap_w) < W;
-    let east = u32(window_w[window] + tap_w + i32(STRIDE_W)) < W;
-    return vec4(
-        load(at, upper && west),
-        load(at + right, upper && east),
-        load(at + down, lower && west),
-        load(at + down + right, lower && east),
-    );
+    // A negative place is a huge one when unsigned. A window that is not there is past all edges.
+    let h = window_h[window] + tap_h;
+    let v = window_w[window] + tap_w;
+    let there = !past(term) & (h < OUTSIDE);
+    let upper = there & (WHOLE | (u32(h) < H));
+    let lower = there & (WHOLE | (u32(h + i32(STRIDE_H)) < H));
+    let west = WHOLE | (u32(v) < W);
+    let east = WHOLE | (u32(v + i32(STRIDE_W)) < W);
+    let inside = vec4(upper & west, upper & east, lower & west, lower & east);
+    // Where none can be past an edge, those of the first window will do.
+    let from_ = select(0, at, there);
+    let i = select(vec4<u32>(), vec4<u32>(vec4(from_, from_ + right, from_ + down, from_ + down + right)), inside | vec4(WHOLE));
+    return Image(vec4(x[i.x], x[i.y], x[i.z], x[i.w]), inside);
 }
 
-fn load(at: i32, there: bool) -> f32 {
-    if !there {
-        return 0.0;
-    }
-    return f32(x[u32(at)]);
-}
-
-fn stage_x(step: u32, first: u32, turn: u32, value: vec4<f32>) {
+fn stage_x(step: u32, first: u32, turn: u32, image: Image) {
     let window = first + turn * APART;
-    if turn * APART < WINDOWS && window < WINDOWS {
-        staged[step * PITCH + window] = value;
+    if !window_beyond(window, turn) {
+        staged[step * PITCH + window] = select(vec4<f32>(), vec4<f32>(image.value), image.inside);
     }
 }
 
-// Four columns of the term that is staged at this turn, of the tile of w that begins at `k0` and `column0`.
+// Whether a window that is staged at this turn is past the last. Of a whole turn a compiler knows that none is.
+fn window_beyond(window: u32, turn: u32) -> bool {
+    return turn * APART >= WINDOWS || (turn * APART + APART > WINDOWS && window >= WINDOWS);
+}
+
+// Four columns of the term that is staged at this turn, of the tile of w that begins at `k0` and `column0`. Past the last column those
+// again, of which nothing is stored; past the last term that one again. In a loop whoever stages none loads too, for there some compilers
+// would wait in a branch; of steps that are unrolled they would take what is not in a branch into that in which it is staged.
 fn load_w(k0: u32, column0: u32, lane: u32, turn: u32) -> vec4<f32> {
     let i = lane + turn * LANES;
-    let k = k0 + i / (TILE_N / 4u);
-    let column = column0 + i % (TILE_N / 4u) * 4u;
-    if turn * LANES >= RIGHT || i >= RIGHT || k >= KH * KW * CHANNELS || column >= FILTERS {
+    if turn * LANES >= RIGHT || (FEW && turn * LANES + LANES > RIGHT && i >= RIGHT) {
         return vec4<f32>();
     }
+    let k = min(k0 + i / (TILE_N / 4u), KH * KW * CHANNELS - 1u);
+    let column = min(column0 + i % (TILE_N / 4u) * 4u, FILTERS - 4u);
     return w[(k * FILTERS + column) / 4u];
 }
 
-fn stage_w(lane: u32, turn: u32, value: vec4<f32>) {
+// Past the last term zeros: what was loaded may be infinite.
+fn stage_w(k0: u32, lane: u32, turn: u32, value: vec4<f32>) {
     let i = lane + turn * LANES;
     if turn * LANES < RIGHT && i < RIGHT {
-        staged[LEFT + i] = value;
+        staged[LEFT + i] = select(value, vec4<f32>(), past(k0 + i / (TILE_N / 4u)));
     }
 }
 

@@ -63,6 +63,9 @@ override APART: u32 = LANES / (STEP / 4u);                     // rows staged at
 override IMAGES: u32 = TILE_M / 4u * (STEP / 4u);              // fours staged of dw's left factor, each of a window
 override TASKS: u32 = IMAGES + TILE_N / 4u * (STEP / 4u);      // … and of the right one, by the next invocations
 override SHARES: u32 = STEP / 4u / PARTS;                      // fours of terms that an invocation takes of a step
+// Whether no window reaches past an edge of x.
+override WHOLE: bool = PAD_H + PAD_W == 0u && 2u * PH * STRIDE_H + (KH - 1u) * DILATION_H < H + STRIDE_H
+    && 2u * PW * STRIDE_W + (KW - 1u) * DILATION_W < W + STRIDE_W;
 override LISTED: u32 = min(KH * KW, 128u);                     // taps that are listed, if no more than these are there
 
 const NOWHERE = 5u; // the place of an output pixel that is not there
@@ -84,6 +87,12 @@ var<immediate> call: Call;
 var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
 // The taps through which an output pixel saw a pixel of dx's tile, and as many again as are not there.
 var<workgroup> taps: array<u32, LISTED + 1u>;
+
+// Four channels at the four places of a window, as they are loaded, and which of them count: what does not is loaded from somewhere else.
+struct Image {
+    value: mat4x4<f32>,
+    inside: vec4<bool>,
+}
 
 // What comes back to four filters of a window, as it is loaded, the places of their maxima, and the one that is asked for.
 struct Returned {
@@ -137,9 +146,13 @@ fn weight_grad(tile: u32, lane: u32) {
     var bias = vec4<f32>();
     let left = (part * SHARES * 4u * TILE_M + block_row) / 4u;
     let right = LEFT + (part * SHARES * 4u * TILE_N + block_column) / 4u;
-    // An invocation stages fours of x or of g, or neither.
-    var image = load_image(begin, end, row0, lane, 0u);
-    var back = load_gradient(begin, end, column0, lane, 0u);
+    // An invocation stages fours of x or of g, or neither. A slice without a pixel stages none: there may be no image at all.
+    var image = Image();
+    var back = Returned();
+    if begin < end {
+        image = load_image(begin, end, row0, lane, 0u);
+        back = load_gradient(begin, end, column0, lane, 0u);
+    }
     for (var window0 = begin; window0 < end; window0 += STEP / 4u) {
         stage_image(lane, 0u, image);
         stage_gradient(lane, 0u, back);
@@ -148,6 +161,12 @@ fn weight_grad(tile: u32, lane: u32) {
             stage_gradient(lane, turn, load_gradient(window0, end, column0, lane, turn));
         }
         workgroupBarrier();
+        if row0 == 0u && lane < TILE_N / 4u {
+            for (var s = 0u; s < STEP; s += 1u) {
+                bias += staged[LEFT + s * (TILE_N / 4u) + lane];
+            }
+        }
+        // After all branches of the step, past which some compilers would move what is loaded here.
         image = load_image(window0 + STEP / 4u, end, row0, lane, 0u);
         back = load_gradient(window0 + STEP / 4u, end, column0, lane, 0u);
         for (var s = 0u; s < SHARES; s += 1u) {
@@ -169,11 +188,6 @@ fn weight_grad(tile: u32, lane: u32) {
                 }
             }
         }
-        if row0 == 0u && lane < TILE_N / 4u {
-            for (var s = 0u; s < STEP; s += 1u) {
-                bias += staged[LEFT + s * (TILE_N / 4u) + lane];
-            }
-        }
         workgroupBarrier();
     }
     if row0 == 0u && lane < TILE_N / 4u && column0 + 4u * lane < FILTERS {
@@ -193,61 +207,54 @@ fn weight_grad(tile: u32, lane: u32) {
     }
 }
 
-// Four channels of the window that is staged at this turn, of those from `window0` on, at its four places.
-fn load_image(window0: u32, end: u32, row0: u32, lane: u32, turn: u32) -> mat4x4<f32> {
+// Four channels of the window that is staged at this turn, of those from `window0` on, at its four places. Whoever stages none loads too:
+// in a branch some compilers would wait for what is loaded.
+fn load_image(window0: u32, end: u32, row0: u32, lane: u32, turn: u32) -> Image {
     let task = lane + turn * LANES;
-    let window = window0 + task / (TILE_M / 4u);
-    let row = row0 + task % (TILE_M / 4u) * 4u;
-    if task >= IMAGES || window >= end || row >= KH * KW * CHANNELS {
-        return mat4x4<f32>();
+    var i = vec4<u32>();
+    var inside = vec4<bool>();
+    if task < IMAGES {
+        let window = window0 + task / (TILE_M / 4u);
+        let row = row0 + task % (TILE_M / 4u) * 4u;
+        let there = (window < end) & (row < KH * KW * CHANNELS);
+        let tap = row / CHANNELS;
+        let h = i32(window / PW % PH * 2u * STRIDE_H + tap / KW * DILATION_H) - i32(PAD_H);
+        let v = i32(window % PW * 2u * STRIDE_W + tap % KW * DILATION_W) - i32(PAD_W);
+        let at = ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS / 4u) + i32(row % CHANNELS / 4u);
+        let down = i32(STRIDE_H * W * (CHANNELS / 4u));
+        let right = i32(STRIDE_W * (CHANNELS / 4u));
+        // A negative place is a huge one when unsigned.
+        let upper = there & (WHOLE | (u32(h) < H));
+        let lower = there & (WHOLE | (u32(h + i32(STRIDE_H)) < H));
+        let west = WHOLE | (u32(v) < W);
+        let east = WHOLE | (u32(v + i32(STRIDE_W)) < W);
+        inside = vec4(upper & west, upper & east, lower & west, lower & east);
+        // Where none can be past an edge, the four of the first window will do.
+        let first = select(0, at, there);
+        i = select(i, vec4<u32>(vec4(first, first + right, first + down, first + down + right)), inside | vec4(WHOLE));
     }
-    let tap = row / CHANNELS;
-    let h = i32(window / PW % PH * 2u * STRIDE_H + tap / KW * DILATION_H) - i32(PAD_H);
-    let v = i32(window % PW * 2u * STRIDE_W + tap % KW * DILATION_W) - i32(PAD_W);
-    let at = ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS / 4u) + i32(row % CHANNELS / 4u);
-    let down = i32(STRIDE_H * W * (CHANNELS / 4u));
-    let right = i32(STRIDE_W * (CHANNELS / 4u));
-    // A negative place is a huge one when unsigned.
-    let upper = u32(h) < H;
-    let lower = u32(h + i32(STRIDE_H)) < H;
-    let west = u32(v) < W;
-    let east = u32(v + i32(STRIDE_W)) < W;
-    return mat4x4(
-        channels(at, upper && west),
-        channels(at + right, upper && east),
-        channels(at + down, lower && west),
-        channels(at + down + right, lower && east),
-    );
+    return Image(mat4x4(x[i.x], x[i.y], x[i.z], x[i.w]), inside);
 }
 
-fn channels(at: i32, there: bool) -> vec4<f32> {
-    if !there {
-        return vec4<f32>();
-    }
-    return x[u32(at)];
-}
-
-fn stage_image(lane: u32, turn: u32, value: mat4x4<f32>) {
+fn stage_image(lane: u32, turn: u32, image: Image) {
     let task = lane + turn * LANES;
     if task >= IMAGES {
         return;
     }
     let at = task / (TILE_M / 4u) * TILE_M + task % (TILE_M / 4u);
-    staged[at] = value[0];
-    staged[at + TILE_M / 4u] = value[1];
-    staged[at + 2u * (TILE_M / 4u)] = value[2];
-    staged[at + 3u * (TILE_M / 4u)] = value[3];
+    staged[at] = select(vec4<f32>(), image.value[0], image.inside.x);
+    staged[at + TILE_M / 4u] = select(vec4<f32>(), image.value[1], image.inside.y);
+    staged[at + 2u * (TILE_M / 4u)] = select(vec4<f32>(), image.value[2], image.inside.z);
+    staged[at + 3u * (TILE_M / 4u)] = select(vec4<f32>(), image.value[3], image.inside.w);
 }
 
-// Four filters of the window that is staged at this turn, of those from `window0` on.
+// Four filters of the window that is staged at this turn, of those from `window0` on, at its first place.
 fn load_gradient(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
     let task = lane + turn * LANES - IMAGES;
     let window = window0 + task / (TILE_N / 4u);
     let column = column0 + task % (TILE_N / 4u) * 4u;
-    if task >= TASKS - IMAGES || window >= end || column >= FILTERS {
-        return Returned();
-    }
-    return returned((window * FILTERS + column) / 4u, 0u);
+    let inside = (task < TASKS - IMAGES) & (window < end) & (column < FILTERS);
+    return returned(select(0u, (window * FILTERS + column) / 4u, inside), select(NOWHERE, 0u, inside));
 }
 
 fn stage_gradient(lane: u32, turn: u32, back: Returned) {
@@ -257,7 +264,7 @@ fn stage_gradient(lane: u32, turn: u32, back: Returned) {
     }
     let at = LEFT + task / (TILE_N / 4u) * TILE_N + task % (TILE_N / 4u);
     for (var here = 0u; here < 4u; here += 1u) {
-        staged[at + here * (TILE_N / 4u)] = gradient(Returned(back.gradient, back.place, here));
+        staged[at + here * (TILE_N / 4u)] = gradient(Returned(back.gradient, back.place, back.here + here));
     }
 }
 
@@ -296,10 +303,10 @@ fn input_grad(tile: u32, lane: u32) {
         for (var turn = 2u; turn * APART < TILE_MX; turn += 1u) {
             stage_pixel(four, first, turn, load_pixel(terms, turn));
         }
-        stage_w(four, first, 0u, right_ahead);
-        stage_w(four, first, 1u, right_next);
+        stage_w(terms, four, first, 0u, right_ahead);
+        stage_w(terms, four, first, 1u, right_next);
         for (var turn = 2u; turn * APART < TILE_NX; turn += 1u) {
-            stage_w(four, first, turn, load_w(terms, column0 + first, turn));
+            stage_w(terms, four, first, turn, load_w(terms, column0 + first, turn));
         }
         workgroupBarrier();
         terms = moved(terms, STEP, row0 + first);
@@ -413,6 +420,11 @@ fn moved(before: Terms, by: u32, row: u32) -> Terms {
     return terms;
 }
 
+// Whether the i-th of so many rows or columns, staged at this turn, is past the last. Of a whole turn a compiler knows that none is.
+fn beyond(i: u32, turn: u32, extent: u32) -> bool {
+    return turn * APART >= extent || (turn * APART + APART > extent && i >= extent);
+}
+
 // Those of the row that is staged at this turn.
 fn load_pixel(terms: Terms, turn: u32) -> Returned {
     if turn * APART >= TILE_MX {
@@ -423,24 +435,26 @@ fn load_pixel(terms: Terms, turn: u32) -> Returned {
 
 fn stage_pixel(four: u32, first: u32, turn: u32, back: Returned) {
     let row = first + turn * APART;
-    if turn * APART < TILE_MX && row < TILE_MX {
+    if !beyond(row, turn, TILE_MX) {
         staged[four * PITCH + spot(row, TILE_MX)] = gradient(back);
     }
 }
 
-// Those of the column that is staged at this turn. Past the last channel that one again, of which nothing is stored.
+// Those of the column that is staged at this turn. Past the last channel that one again, of which nothing is stored; past the last tap
+// that one again, without a branch, in which some compilers would wait for what is loaded.
 fn load_w(terms: Terms, column: u32, turn: u32) -> vec4<f32> {
-    if turn * APART >= TILE_NX || terms.tap == KH * KW {
+    if turn * APART >= TILE_NX {
         return vec4<f32>();
     }
     let channel = min(column + turn * APART, CHANNELS - 1u);
-    return w[(terms.tap * CHANNELS + channel) * (FILTERS / 4u) + terms.filters / 4u];
+    return w[(min(terms.tap, KH * KW - 1u) * CHANNELS + channel) * (FILTERS / 4u) + terms.filters / 4u];
 }
 
-fn stage_w(four: u32, first: u32, turn: u32, value: vec4<f32>) {
+// Past the last tap zeros: what was loaded may be infinite.
+fn stage_w(terms: Terms, four: u32, first: u32, turn: u32, value: vec4<f32>) {
     let column = first + turn * APART;
-    if turn * APART < TILE_NX && column < TILE_NX {
-        staged[LEFT + four * PITCH_N + spot(column, TILE_NX)] = value;
+    if !beyond(column, turn, TILE_NX) {
+        staged[LEFT + four * PITCH_N + spot(column, TILE_NX)] = select(value, vec4<f32>(), terms.tap == KH * KW);
     }
 }
 

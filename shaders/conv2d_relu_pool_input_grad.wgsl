@@ -124,10 +124,10 @@ fn main(
         for (var turn = 2u; turn * APART < TILE_M; turn += 1u) {
             stage_pixel(four, first, turn, load_pixel(terms, turn));
         }
-        stage_w(four, first, 0u, right_ahead);
-        stage_w(four, first, 1u, right_next);
+        stage_w(terms, four, first, 0u, right_ahead);
+        stage_w(terms, four, first, 1u, right_next);
         for (var turn = 2u; turn * APART < TILE_N; turn += 1u) {
-            stage_w(four, first, turn, load_w(terms, column0 + first, turn));
+            stage_w(terms, four, first, turn, load_w(terms, column0 + first, turn));
         }
         workgroupBarrier();
         terms = moved(terms, STEP, row0 + first);
@@ -241,6 +241,11 @@ fn moved(before: Terms, by: u32, row: u32) -> Terms {
     return terms;
 }
 
+// Whether the i-th of so many rows or columns, staged at this turn, is past the last. Of a whole turn a compiler knows that none is.
+fn beyond(i: u32, turn: u32, extent: u32) -> bool {
+    return turn * APART >= extent || (turn * APART + APART > extent && i >= extent);
+}
+
 // Those of the row that is staged at this turn.
 fn load_pixel(terms: Terms, turn: u32) -> Returned {
     if turn * APART >= TILE_M {
@@ -251,24 +256,26 @@ fn load_pixel(terms: Terms, turn: u32) -> Returned {
 
 fn stage_pixel(four: u32, first: u32, turn: u32, back: Returned) {
     let row = first + turn * APART;
-    if turn * APART < TILE_M && row < TILE_M {
+    if !beyond(row, turn, TILE_M) {
         staged[four * PITCH + spot(row, TILE_M)] = gradient(back);
     }
 }
 
-// Those of the column that is staged at this turn. Past the last channel that one again, of which nothing is stored.
+// Those of the column that is staged at this turn. Past the last channel that one again, of which nothing is stored; past the last tap
+// that one again, without a branch, in which some compilers would wait for what is loaded.
 fn load_w(terms: Terms, column: u32, turn: u32) -> vec4<f32> {
-    if turn * APART >= TILE_N || terms.tap == KH * KW {
+    if turn * APART >= TILE_N {
         return vec4<f32>();
     }
     let channel = min(column + turn * APART, CHANNELS - 1u);
-    return w[(terms.tap * CHANNELS + channel) * (FILTERS / 4u) + terms.filters / 4u];
+    return w[(min(terms.tap, KH * KW - 1u) * CHANNELS + channel) * (FILTERS / 4u) + terms.filters / 4u];
 }
 
-fn stage_w(four: u32, first: u32, turn: u32, value: vec4<f32>) {
+// Past the last tap zeros: what was loaded may be infinite.
+fn stage_w(terms: Terms, four: u32, first: u32, turn: u32, value: vec4<f32>) {
     let column = first + turn * APART;
-    if turn * APART < TILE_N && column < TILE_N {
-        staged[LEFT + four * PITCH_N + spot(column, TILE_N)] = value;
+    if !beyond(column, turn, TILE_N) {
+        staged[LEFT + four * PITCH_N + spot(column, TILE_N)] = select(value, vec4<f32>(), terms.tap == KH * KW);
     }
 }
 

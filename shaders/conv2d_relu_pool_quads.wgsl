@@ -70,6 +70,12 @@ var<workgroup> row_h: array<i32, TILE_M>;                    // where each row's
 var<workgroup> row_w: array<i32, TILE_M>;
 var<workgroup> row_at: array<i32, TILE_M>;                   // … as an index of x, which wraps if it is in the padding
 
+// A four of a row's terms, as it is loaded, and whether it counts: what does not is loaded from somewhere else.
+struct Four {
+    value: vec4<X>,
+    inside: bool,
+}
+
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -77,7 +83,9 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let rows = call.batch * PH * PW * 4u;
-    let depth = KH * KW * CHANNELS;
+    // As if it were not known when this is compiled: drivers that know that there is a first step leave the loop at its end, and then some
+    // load there what the next step stages, as the last has none.
+    let depth = select(0u, KH * KW * CHANNELS, rows != 0u);
     let tiles_n = (FILTERS + TILE_N - 1u) / TILE_N;
     let tile = group.y * groups.x + group.x;
     let row0 = tile / tiles_n * TILE_M;
@@ -119,10 +127,10 @@ fn main(
         for (var turn = 2u; turn * APART < TILE_M; turn += 1u) {
             stage_x(four, first, turn, load_x(k0, four, first, turn));
         }
-        stage_w(lane, 0u, w_ahead);
-        stage_w(lane, 1u, w_next);
+        stage_w(k0, lane, 0u, w_ahead);
+        stage_w(k0, lane, 1u, w_next);
         for (var turn = 2u; turn * LANES < RIGHT; turn += 1u) {
-            stage_w(lane, turn, load_w(k0, column0, lane, turn));
+            stage_w(k0, lane, turn, load_w(k0, column0, lane, turn));
         }
         workgroupBarrier();
         x_ahead = load_x(k0 + STEP, four, first, 0u);
@@ -184,47 +192,63 @@ fn spot(row: u32) -> u32 {
     return row % 4u * (TILE_M / 4u + 4u) + row / 4u;
 }
 
-// A four of the terms from `k0` on, of the row that is staged at this turn.
-fn load_x(k0: u32, four: u32, first: u32, turn: u32) -> vec4<f32> {
+// Whether a term is past the last. Where no step has such terms a compiler knows that none is.
+fn past(k: u32) -> bool {
+    return KH * KW * CHANNELS % STEP != 0u && k >= KH * KW * CHANNELS;
+}
+
+// A four of the terms from `k0` on, of the row that is staged at this turn. Without a branch, in which some compilers would wait for what
+// is loaded. In the step past the last it may be any four, which is not staged.
+fn load_x(k0: u32, four: u32, first: u32, turn: u32) -> Four {
     let row = first + turn * APART;
+    if row_beyond(row, turn) {
+        return Four();
+    }
     let k = k0 + 4u * four;
     let tap = select(k, k0, ONE_TAP) / CHANNELS;
     let tap_h = i32(tap / KW * DILATION_H);
     let tap_w = i32(tap % KW * DILATION_W);
-    if turn * APART >= TILE_M || row >= TILE_M || k >= KH * KW * CHANNELS {
-        return vec4<f32>();
-    }
     // A negative place is a huge one when unsigned.
-    if u32(row_h[row] + tap_h) >= H || u32(row_w[row] + tap_w) >= W {
-        return vec4<f32>();
-    }
+    let inside = !past(k) & (u32(row_h[row] + tap_h) < H) & (u32(row_w[row] + tap_w) < W);
     let offset = (tap_h * i32(W) + tap_w) * i32(CHANNELS) + i32(k - tap * CHANNELS);
-    return vec4<f32>(x[u32(row_at[row] + offset) / 4u]);
+    return Four(x[select(0u, u32(row_at[row] + offset) / 4u, inside)], inside);
 }
 
-fn stage_x(four: u32, first: u32, turn: u32, value: vec4<f32>) {
+fn stage_x(four: u32, first: u32, turn: u32, ahead: Four) {
     let row = first + turn * APART;
-    if turn * APART < TILE_M && row < TILE_M {
-        staged[four * PITCH + spot(row)] = value;
+    if !row_beyond(row, turn) {
+        staged[four * PITCH + spot(row)] = select(vec4<f32>(), vec4<f32>(ahead.value), ahead.inside);
     }
 }
 
-// Four columns of the term that is staged at this turn, of the tile of w that begins at `k0` and `column0`.
+// Whether a row that is staged at this turn is past the last. Of a whole turn a compiler knows that none is.
+fn row_beyond(row: u32, turn: u32) -> bool {
+    return turn * APART >= TILE_M || (turn * APART + APART > TILE_M && row >= TILE_M);
+}
+
+// Four columns of the term that is staged at this turn, of the tile of w that begins at `k0` and `column0`. Past the last column those
+// again, of which nothing is stored; past the last term that one again. Whoever stages none loads too.
 fn load_w(k0: u32, column0: u32, lane: u32, turn: u32) -> vec4<f32> {
-    let i = lane + turn * LANES;
-    let k = k0 + i / (TILE_N / 4u);
-    let column = column0 + i % (TILE_N / 4u) * 4u;
-    if turn * LANES >= RIGHT || i >= RIGHT || k >= KH * KW * CHANNELS || column >= FILTERS {
+    if turn * LANES >= RIGHT {
         return vec4<f32>();
     }
+    let i = lane + turn * LANES;
+    let k = min(k0 + i / (TILE_N / 4u), KH * KW * CHANNELS - 1u);
+    let column = min(column0 + i % (TILE_N / 4u) * 4u, FILTERS - 4u);
     return w[(k * FILTERS + column) / 4u];
 }
 
-fn stage_w(lane: u32, turn: u32, value: vec4<f32>) {
+// Past the last term zeros: what was loaded may be infinite.
+fn stage_w(k0: u32, lane: u32, turn: u32, value: vec4<f32>) {
     let i = lane + turn * LANES;
-    if turn * LANES < RIGHT && i < RIGHT {
-        staged[LEFT + i] = value;
+    if !four_beyond(i, turn) {
+        staged[LEFT + i] = select(value, vec4<f32>(), past(k0 + i / (TILE_N / 4u)));
     }
+}
+
+// Whether a four of w that is staged at this turn is past the last, likewise.
+fn four_beyond(i: u32, turn: u32) -> bool {
+    return turn * LANES >= RIGHT || (turn * LANES + LANES > RIGHT && i >= RIGHT);
 }
 
 // The sums of all parts, in order whoever the owner is, for the owner.

@@ -53,6 +53,11 @@ override LEFT: u32 = PITCH * WINDOWS;      // fours staged of x, before those of
 override RIGHT: u32 = TILE_N / 4u * STEP;  // … and of g
 override APART: u32 = LANES / TILE_M;      // windows staged of x at a turn
 override SHARES: u32 = WINDOWS / PARTS;    // windows that an invocation takes of a step
+// Whether no window reaches past an edge of x.
+override WHOLE: bool = PAD_H + PAD_W == 0u && 2u * PH * STRIDE_H + (KH - 1u) * DILATION_H < H + STRIDE_H
+    && 2u * PW * STRIDE_W + (KW - 1u) * DILATION_W < W + STRIDE_W;
+
+const NOWHERE = 0x05050505u; // the places of four output pixels that are not there
 
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<DY>>;
@@ -67,9 +72,15 @@ var<immediate> call: Call;
 // Of x, fours of terms: [window][row], in the order of `spot`. Of g, fours of columns: [term][column]. In the end, the parts' sums.
 var<workgroup> staged: array<vec4<f32>, LEFT + RIGHT>;
 
-// Four filters of a window: what comes back to it, and its maxima's places.
+// A row's pixels of a window, as they are loaded, and which of them count: what does not is loaded from somewhere else.
+struct Image {
+    value: vec4<X>,
+    inside: vec4<bool>,
+}
+
+// Four filters of a window: what comes back to it, as it is loaded, and its maxima's places.
 struct Returned {
-    gradient: vec4<f32>,
+    gradient: vec4<DY>,
     place: u32,
 }
 
@@ -108,18 +119,24 @@ fn main(
     let first = lane / TILE_M;
     let left = part * SHARES * PITCH + block_row / 4u;
     let right = LEFT + part * SHARES * TILE_N + block_column / 4u;
-    var x_ahead = load_x(begin, end, row, first, 0u);
-    var x_next = load_x(begin, end, row, first, 1u);
-    var g_ahead = load_g(begin, end, column0, lane, 0u);
+    // A slice without a pixel stages nothing: there may be no image at all.
+    var x_ahead = Image();
+    var x_next = Image();
+    var g_ahead = Returned();
+    if begin < end {
+        x_ahead = load_x(begin, end, row, first, 0u);
+        x_next = load_x(begin, end, row, first, 1u);
+        g_ahead = load_g(begin, end, column0, lane, 0u);
+    }
     for (var window0 = begin; window0 < end; window0 += WINDOWS) {
-        stage_x(lane, 0u, x_ahead);
-        stage_x(lane, 1u, x_next);
+        stage_x(window0, end, row, lane, 0u, x_ahead);
+        stage_x(window0, end, row, lane, 1u, x_next);
         for (var turn = 2u; turn * APART < WINDOWS; turn += 1u) {
-            stage_x(lane, turn, load_x(window0, end, row, first, turn));
+            stage_x(window0, end, row, lane, turn, load_x(window0, end, row, first, turn));
         }
-        stage_g(lane, 0u, g_ahead);
+        stage_g(window0, end, lane, 0u, g_ahead);
         for (var turn = 1u; turn * LANES < TILE_N / 4u * WINDOWS; turn += 1u) {
-            stage_g(lane, turn, load_g(window0, end, column0, lane, turn));
+            stage_g(window0, end, lane, turn, load_g(window0, end, column0, lane, turn));
         }
         workgroupBarrier();
         x_ahead = load_x(window0 + WINDOWS, end, row, first, 0u);
@@ -160,71 +177,68 @@ fn main(
     }
 }
 
-// A row's pixels of the window that is staged at this turn, of those from `window0` on: a four of terms.
-fn load_x(window0: u32, end: u32, row: u32, first: u32, turn: u32) -> vec4<f32> {
+// A row's pixels of the window that is staged at this turn, of those from `window0` on. Without a branch, in which some compilers would
+// wait for what is loaded.
+fn load_x(window0: u32, end: u32, row: u32, first: u32, turn: u32) -> Image {
     let step = first + turn * APART;
+    if beyond(step, turn) {
+        return Image();
+    }
     let window = window0 + step;
-    if turn * APART >= WINDOWS || step >= WINDOWS || window >= end || row > KH * KW * CHANNELS {
-        return vec4<f32>();
-    }
-    if row == KH * KW * CHANNELS {
-        return vec4(1.0);
-    }
+    let there = (window < end) & (row < KH * KW * CHANNELS);
     let tap = row / CHANNELS;
     let h = i32(window / PW % PH * 2u * STRIDE_H + tap / KW * DILATION_H) - i32(PAD_H);
     let v = i32(window % PW * 2u * STRIDE_W + tap % KW * DILATION_W) - i32(PAD_W);
-    let at = (i32(window / (PH * PW) * H) + h) * i32(W) + v;
-    let down = i32(STRIDE_H * W);
-    let right = i32(STRIDE_W);
+    let at = ((i32(window / (PH * PW) * H) + h) * i32(W) + v) * i32(CHANNELS) + i32(row % CHANNELS);
+    let down = i32(STRIDE_H * W * CHANNELS);
+    let right = i32(STRIDE_W * CHANNELS);
     // A negative place is a huge one when unsigned.
-    let upper = u32(h) < H;
-    let lower = u32(h + i32(STRIDE_H)) < H;
-    let west = u32(v) < W;
-    let east = u32(v + right) < W;
-    let c = row % CHANNELS;
-    return vec4(
-        load(at, c, upper && west),
-        load(at + right, c, upper && east),
-        load(at + down, c, lower && west),
-        load(at + down + right, c, lower && east),
-    );
+    let upper = there & (WHOLE | (u32(h) < H));
+    let lower = there & (WHOLE | (u32(h + i32(STRIDE_H)) < H));
+    let west = WHOLE | (u32(v) < W);
+    let east = WHOLE | (u32(v + i32(STRIDE_W)) < W);
+    let inside = vec4(upper & west, upper & east, lower & west, lower & east);
+    // Where none can be past an edge, those of the first window will do.
+    let from_ = select(0, at, there);
+    let i = select(vec4<u32>(), vec4<u32>(vec4(from_, from_ + right, from_ + down, from_ + down + right)), inside | vec4(WHOLE));
+    return Image(vec4(x[i.x], x[i.y], x[i.z], x[i.w]), inside);
 }
 
-fn load(pixel: i32, channel: u32, there: bool) -> f32 {
-    if !there {
-        return 0.0;
-    }
-    return f32(x[u32(pixel) * CHANNELS + channel]);
-}
-
-fn stage_x(lane: u32, turn: u32, value: vec4<f32>) {
+// The row after the last is of ones.
+fn stage_x(window0: u32, end: u32, row: u32, lane: u32, turn: u32, image: Image) {
     let step = lane / TILE_M + turn * APART;
-    if turn * APART < WINDOWS && step < WINDOWS {
-        staged[step * PITCH + spot(lane % TILE_M)] = value;
+    if !beyond(step, turn) {
+        let other = select(0.0, 1.0, (row == KH * KW * CHANNELS) & (window0 + step < end));
+        staged[step * PITCH + spot(lane % TILE_M)] = select(vec4(other), vec4<f32>(image.value), image.inside);
     }
 }
 
-// Four filters of the window that is staged at this turn, of those from `window0` on.
+// Whether a window that is staged at this turn is past the last of the step. Of a whole turn a compiler knows that none is.
+fn beyond(step: u32, turn: u32) -> bool {
+    return turn * APART >= WINDOWS || (turn * APART + APART > WINDOWS && step >= WINDOWS);
+}
+
+// Four filters of the window that is staged at this turn, of those from `window0` on. Past the last window that one again, and past the
+// last filter those, of which nothing is stored.
 fn load_g(window0: u32, end: u32, column0: u32, lane: u32, turn: u32) -> Returned {
     let i = lane + turn * LANES;
-    let window = window0 + i / (TILE_N / 4u);
-    let column = column0 + i % (TILE_N / 4u) * 4u;
-    if i >= TILE_N / 4u * WINDOWS || window >= end || column >= FILTERS {
-        return Returned(vec4<f32>(), 0u);
-    }
+    let window = min(window0 + i / (TILE_N / 4u), end - 1u);
+    let column = min(column0 + i % (TILE_N / 4u) * 4u, FILTERS - 4u);
     let at = (window * FILTERS + column) / 4u;
-    return Returned(vec4<f32>(dy[at]), place[at]);
+    return Returned(dy[at], place[at]);
 }
 
-fn stage_g(lane: u32, turn: u32, value: Returned) {
+// Past the last window zeros: what was loaded may be infinite.
+fn stage_g(window0: u32, end: u32, lane: u32, turn: u32, back: Returned) {
     let i = lane + turn * LANES;
     if i >= TILE_N / 4u * WINDOWS {
         return;
     }
     let at = LEFT + i / (TILE_N / 4u) * TILE_N + i % (TILE_N / 4u);
+    let places = select(NOWHERE, back.place, window0 + i / (TILE_N / 4u) < end);
     for (var here = 0u; here < 4u; here += 1u) {
-        let differs = (vec4(value.place) ^ vec4(here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
-        staged[at + here * (TILE_N / 4u)] = select(value.gradient, vec4<f32>(), differs != vec4<u32>());
+        let differs = (vec4(places) ^ vec4(here * 0x01010101u)) & vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u);
+        staged[at + here * (TILE_N / 4u)] = select(vec4<f32>(back.gradient), vec4<f32>(), differs != vec4<u32>());
     }
 }
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use common::examples::{dense_layers, heads, relu_pools};
 use common::{check_op, compare, executors, noise};
 use shadernet::autodiff::gradients;
-use shadernet::exec::{reference, write_f32, write_u32};
+use shadernet::exec::gpu::GpuExecutor;
+use shadernet::exec::{Executor, reference, write_f32, write_u32};
 use shadernet::graph::{Graph, Init, Role, TensorId};
 use shadernet::ops::activation::Function;
 use shadernet::ops::window::{Padding, Window};
@@ -273,5 +274,59 @@ fn ties_and_nan(channels: usize) {
         let got = common::from_bytes(&exec.read(id, y, 1).unwrap(), shadernet::shape::DType::F32);
         assert!(got[..3] == [3.0, 2.0, 0.0] && got[3].is_nan(), "{}: {got:?}", exec.device());
         assert_eq!(exec.read(id, place, 1).unwrap(), [0, 1, 4, 0], "{}", exec.device());
+    }
+}
+
+/// The portable kernels load what they stage a step ahead, and where there is nothing to load they load something else, which must not count.
+#[test]
+fn what_is_loaded_for_nothing_is_in_no_result() {
+    [1, 8].into_iter().for_each(loaded_for_nothing);
+}
+
+/// Of so many channels: the first of x are NaN, the last weight of the last filter is infinite, and there is padding before the first pixels.
+fn loaded_for_nothing(channels: usize) {
+    let conv = Conv2d { padding: Padding::Explicit { top: 1, bottom: 0, left: 1, right: 0 }, ..Conv2d::default() };
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorType::f32(Shape::batched(&[5, 5, channels])));
+    let w = graph.input("w", TensorType::f32(Shape::fixed(&[3, 3, channels, 4])));
+    let b = graph.input("b", TensorType::f32(Shape::fixed(&[4])));
+    let dy = graph.input("dy", TensorType::f32(Shape::batched(&[2, 2, 4])));
+    let y = graph.apply(Conv2dReluPool { conv, output: DType::F32 }, &[x, w, b]).unwrap();
+    let place = graph.extra_outputs(y)[0];
+    let finite = graph.input("finite", TensorType::f32(Shape::fixed(&[3, 3, channels, 4])));
+    let dw = if channels == 8 {
+        graph.apply(Conv2dReluPoolGrad { conv, slices: 1 }, &[x, dy, place, finite])
+    } else {
+        graph.apply(Conv2dReluPoolWeightGrad { conv, kernel: [3, 3], slices: 1 }, &[x, dy, place])
+    };
+    let dw = dw.unwrap();
+    let db = graph.extra_outputs(dw)[0];
+    let plan = Arc::new(Plan::new(&graph, &[y, dw, db], 2).unwrap());
+    let mut pixels = vec![1.0; 2 * 25 * channels];
+    pixels[..channels.min(4)].fill(f32::NAN);
+    let mut weights = vec![0.5; 9 * channels * 4];
+    *weights.last_mut().unwrap() = f32::INFINITY;
+    for gpu in common::shared_gpus() {
+        let mut exec = GpuExecutor::new(gpu.clone().with_style(Style::Portable));
+        let id = exec.load(plan.clone()).unwrap();
+        let leaves = [(x, &pixels), (w, &weights), (b, &vec![0.0; 4]), (dy, &vec![1.0; 32]), (finite, &vec![0.5; weights.len()])];
+        for (leaf, values) in leaves.into_iter().filter(|&(leaf, _)| plan.readable(leaf).is_some()) {
+            write_f32(&mut exec, leaf, values).unwrap();
+        }
+        exec.poison(id).unwrap();
+        exec.run(id, &[2]).unwrap();
+        let [y, dw, db] = [y, dw, db].map(|tensor| common::from_bytes(&exec.read(id, tensor, 2).unwrap(), DType::F32));
+        for (i, &y) in y.iter().enumerate() {
+            // Windows are four filters each; the first alone sees the first pixel.
+            let as_it_should = if i < 4 { y.is_nan() } else { y.is_infinite() == (i % 4 == 3) && y > 0.0 };
+            assert!(as_it_should, "{channels} channels, {}: y[{i}] is {y}", exec.device());
+        }
+        for (i, &dw) in dw.iter().enumerate() {
+            // Taps of the last row or column never meet the first pixel, nor do the later channels.
+            let [tap, channel] = [i / 4 / channels, i / 4 % channels];
+            let finite = tap / 3 == 2 || tap % 3 == 2 || channel >= 4;
+            assert!(!finite || dw.is_finite(), "{channels} channels, {}: dw[{i}] is {dw}", exec.device());
+        }
+        assert!(db.iter().all(|db| db.is_finite()), "{channels} channels, {}: {db:?}", exec.device());
     }
 }

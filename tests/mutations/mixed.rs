@@ -32,7 +32,7 @@ fn blocks() -> Vec<Target> {
             example(block, &[x, w, b], 3),
             &[
                 ["places of the next filters", "place[at] = where_.x |", "place[at] = where_.y |"],
-                ["summed in what is stored", "return f32(x[u32(at)]);", "return f32(X(0.01) * x[u32(at)]);"],
+                ["summed in what is stored", "vec4<f32>(image.value)", "vec4<f32>(X(0.01) * image.value)"],
             ],
         ),
         target(
@@ -45,8 +45,8 @@ fn blocks() -> Vec<Target> {
         target(
             example(dw, &[x, y, place], 3),
             &[
-                ["the next gradients", "vec4<f32>(dy[at])", "vec4<f32>(dy[at + 1u])"],
-                ["the next channel", "* CHANNELS + channel]);", "* CHANNELS + channel + 1u]);"],
+                ["the next gradients", "Returned(dy[at], place[at])", "Returned(dy[at + 1u], place[at])"],
+                ["the next channel", "i32(row % CHANNELS);", "i32(row % CHANNELS + 1u);"],
             ],
         ),
         target(example(Cast { to: DType::F16 }, &[batched(&[7, 9, 5])], 3), &[["of the other sign", "Y(x[i])", "Y(-x[i])"]]),

@@ -25,7 +25,7 @@ const OF_IMAGES: [Fault; 11] = [
     ["between two strides", " && all(at % vec2(STRIDE_H, STRIDE_W) == vec2<u32>())", ""],
     ["terms for rows", "transpose(fours(i, spot", "(fours(i, spot"],
     ["terms for columns", "transpose(fours(j, spot", "(fours(j, spot"],
-    ["weights of the next tap", "w[(terms.tap * CHANNELS", "w[((terms.tap + 1u) % (KH * KW) * CHANNELS"],
+    ["weights of the next tap", "w[(min(terms.tap, KH * KW - 1u) * CHANNELS", "w[((terms.tap + 1u) % (KH * KW) * CHANNELS"],
     ["pixels of this step again in the next", "        left_ahead = load_pixel(terms, 0u);\n", ""],
     ["weights of this step again in the next", "        right_ahead = load_w(terms, column0 + first, 0u);\n", ""],
     ["the same filters again", "terms.filters %= FILTERS", "terms.filters = 0u"],
@@ -57,12 +57,9 @@ pub(super) fn relu_pools() -> Vec<Target> {
             &[
                 LAST_STEP,
                 ["padding of the other sign", "- i32(PAD_W)", "+ i32(PAD_W)"],
-                [
-                    "places exchanged",
-                    "load(at + right, upper && east),\n        load(at + down, lower && west)",
-                    "load(at + down, lower && west),\n        load(at + right, upper && east)",
-                ],
-                ["a pixel past the edge", "tap_h + i32(STRIDE_H)) < H", "tap_h) < H"],
+                ["places exchanged", "vec4(x[i.x], x[i.y], x[i.z], x[i.w])", "vec4(x[i.x], x[i.z], x[i.y], x[i.w])"],
+                ["a pixel past the edge", "u32(h + i32(STRIDE_H)) < H", "u32(h) < H"],
+                ["padding is another pixel", "select(vec4<f32>(), vec4<f32>(image.value), image.inside)", "vec4<f32>(image.value)"],
                 ["the last place left out", "where_ = select(where_, vec4(3u), better3);", ""],
                 ["what relu stopped has a place", "select(where_, vec4(STOPPED), is_zero(best))", "where_"],
                 ["bias of the first filters", "b[column / 4u]", "b[0]"],
@@ -112,6 +109,7 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["pixels of this step again in the next", "load_x(k0 + STEP, four, first, 0u)", "load_x(k0, four, first, 0u)"],
                 ["weights of this step again in the next", "load_w(k0 + STEP, column0, lane, 0u)", "load_w(k0, column0, lane, 0u)"],
                 ["the first four of channels", "i32(k - tap * CHANNELS)", "0"],
+                ["padding is another pixel", "select(vec4<f32>(), vec4<f32>(ahead.value), ahead.inside)", "vec4<f32>(ahead.value)"],
             ],
         ),
         target(example(Altered::drawn(tied, 1, (0.0, 0.0)), &[x4, w4, b], 3), &[["last of equals wins", "(v > best)", "(v >= best)"]]),
@@ -167,13 +165,10 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["slices overlap", "min(begin + run, pixels)", "pixels"],
                 ["image forgotten", "window / (PH * PW) * H", "0u"],
                 ["every bias of the first columns", "db[(slice * FILTERS + column) / 4u]", "db[slice * FILTERS / 4u]"],
-                ["bias of twos", "vec4(1.0)", "vec4(2.0)"],
-                [
-                    "places exchanged",
-                    "load(at + right, c, upper && east),\n        load(at + down, c, lower && west)",
-                    "load(at + down, c, lower && west),\n        load(at + right, c, upper && east)",
-                ],
-                ["a pixel past the edge", "let east = u32(v + right) < W;", "let east = true;"],
+                ["bias of twos", "select(0.0, 1.0,", "select(0.0, 2.0,"],
+                ["places exchanged", "vec4(x[i.x], x[i.y], x[i.z], x[i.w])", "vec4(x[i.x], x[i.z], x[i.y], x[i.w])"],
+                ["a pixel past the edge", "let east = WHOLE | (u32(v + i32(STRIDE_W)) < W);", "let east = true;"],
+                ["padding is another pixel", "image.value), image.inside)", "image.value), image.inside | vec4(row < KH * KW * CHANNELS))"],
                 [
                     "bytes of places exchanged",
                     "vec4(0xffu, 0xff00u, 0xff0000u, 0xff000000u)",
@@ -208,14 +203,12 @@ pub(super) fn relu_pools() -> Vec<Target> {
                 ["the upper rows of dx again", "fours(i + TILE_MX / 8u", "fours(i"],
                 ["images of this step again in the next", "load_image(window0 + STEP / 4u", "load_image(window0"],
                 ["gradients of this step again in the next", "load_gradient(window0 + STEP / 4u", "load_gradient(window0"],
-                [
-                    "places of x exchanged",
-                    "channels(at + right, upper && east),\n        channels(at + down, lower && west)",
-                    "channels(at + down, lower && west),\n        channels(at + right, upper && east)",
-                ],
-                ["a pixel of x past the edge", "let east = u32(v + i32(STRIDE_W)) < W;", "let east = true;"],
+                ["places of x exchanged", "mat4x4(x[i.x], x[i.y], x[i.z], x[i.w])", "mat4x4(x[i.x], x[i.z], x[i.y], x[i.w])"],
+                ["a pixel of x past the edge", "let east = WHOLE | (u32(v + i32(STRIDE_W)) < W);", "let east = true;"],
+                ["padding is another pixel", "select(vec4<f32>(), image.value[1], image.inside.y)", "image.value[1]"],
+                ["windows of the next slice", "select(NOWHERE, 0u, inside));", "0u);"],
                 ["image forgotten", "i32(window / (PH * PW) * H)", "0"],
-                ["a place's gradient for all", "Returned(back.gradient, back.place, here)", "Returned(back.gradient, back.place, 0u)"],
+                ["a place's gradient for all", "back.here + here", "back.here"],
             ],
         ),
         target(example(Conv2dReluPoolGrad { conv, slices: 4 }, &[x4, y, place, w4], 3), &OF_IMAGES),
@@ -239,7 +232,7 @@ pub(super) fn races() -> Vec<Target> {
         ["no barrier before the next are handed over", "workgroupBarrier();\n    return sum;", "return sum;"],
     ];
     let ahead = ["no barrier after staging", "workgroupBarrier();\n        x_ahead", "x_ahead"];
-    let staged_of_dw = ["no barrier after staging for dw", "workgroupBarrier();\n        image = load_image", "image = load_image"];
+    let staged_of_dw = ["no barrier after staging for dw", "workgroupBarrier();\n        if row0", "if row0"];
     let staged_of_dx = ["no barrier after staging for dx", "workgroupBarrier();\n        terms = moved", "terms = moved"];
     let dx = Conv2dReluPoolInputGrad { conv, input: [9, 7], output: DType::F32 };
     vec![
