@@ -319,11 +319,11 @@ impl Target {
 
 /// Checks every kernel as it is, which must pass, and with each of its faults. Returns how many faults there were, and those
 /// that the check did not see.
-fn survivors(targets: &[Target], gpu: &Gpu) -> (usize, Vec<String>) {
+fn survivors<'a>(targets: impl IntoIterator<Item = &'a Target>, gpu: &Gpu) -> (usize, Vec<String>) {
     let (mut count, mut survivors) = (0, Vec::new());
     let shares = GpuExecutor::new(gpu.clone()).shares();
     let runs = |target: &&Target| (gpu.has_f16() || !target.is_f16()) && (shares || target.launch().spread().is_none());
-    for target in targets.iter().filter(runs) {
+    for target in targets.into_iter().filter(runs) {
         let (op, name) = (&target.example.op, target.kernel().name);
         target.check(op.clone(), gpu).unwrap_or_else(|e| panic!("{name} as it is: {e}"));
         for &fault in &target.faults {
@@ -349,10 +349,26 @@ fn checked() -> Option<Gpu> {
     gpu(Checks::On)
 }
 
+/// The same by as many threads as there are processors, each with a device of its own: software adapters compile on one thread of a device.
+fn survivors_side_by_side(targets: &[Target], open: impl Fn() -> Gpu + Sync) -> (usize, Vec<String>) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = |thread| {
+        let own: Vec<&Target> = targets.iter().skip(thread).step_by(threads).collect();
+        survivors(own, &open())
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
+        let found = all.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        found.fold((0, Vec::new()), |(count, all), (more, found)| (count + more, [all, found].concat()))
+    })
+}
+
 #[test]
 fn every_mutation_of_a_kernel_is_noticed() {
-    let Some(gpu) = checked() else { return };
-    let (count, survivors) = survivors(&mutations(), &gpu);
+    if checked().is_none() {
+        return;
+    }
+    let (count, survivors) = survivors_side_by_side(&mutations(), || checked().expect("it opened before"));
     println!("{count} mutations");
     assert!(survivors.is_empty(), "{} of {count} mutations survive: {survivors:#?}", survivors.len());
 }

@@ -95,27 +95,44 @@ END
 fi
 printf 'Usable adapters:\n%s\n' "$found"
 
-pass 'everything, on the first adapter' cargo test --no-fail-fast
+# The unit tests and the test files that touch a GPU; what each has to say is printed when it ends. On software adapters, which compile
+# kernels on one thread, as many at once as there are processors; on others one, since some fill a GPU's memory. Arguments are for the
+# test programs.
+at_once=1
+! head -n 1 <<<"$found" | grep -qiE 'llvmpipe|swiftshader' || at_once=$(getconf _NPROCESSORS_ONLN)
+touches='executors\(|check_op|GpuExecutor|common::gpu'
+gpu_tests() {
+    { echo --lib && grep -lE "$touches" tests/*.rs | sed 's,^tests/\(.*\).rs$,--test=\1,'; } |
+        xargs -P "$at_once" -I{} bash -c '
+            code=0
+            said=$(cargo test --no-fail-fast "$1" -- "${@:2}" 2>&1) || code=1
+            printf "\n== %s, %d s ==\n%s\n" "$1" $SECONDS "$said"
+            exit $code' _ {} "$@"
+}
+
+# All other test files, the program, and the examples in the documentation.
+other_tests() {
+    local code=0
+    # shellcheck disable=SC2046 # a word each
+    cargo test --no-fail-fast --bins $(grep -LE "$touches" tests/*.rs | sed 's,^tests/\(.*\).rs$,--test=\1,') || code=1
+    cargo test --no-fail-fast --doc || code=1
+    return $code
+}
+export touches at_once
+export -f gpu_tests
+
+pass 'what touches a GPU, on the first adapter' gpu_tests
+pass 'everything else' other_tests
 clients
 
-# The unit tests and the test files that touch a GPU, as many at once as there are processors, since these drivers compile kernels on
-# one thread; what each has to say is printed when it ends. That every fault of a kernel is noticed has been seen by then; compiling
-# them all takes minutes.
-gpu_tests() {
-    { echo --lib && grep -lE 'executors\(|check_op|GpuExecutor|common::gpu' tests/*.rs | sed 's,^tests/\(.*\).rs$,--test=\1,'; } |
-        xargs -P "$(getconf _NPROCESSORS_ONLN)" -I{} bash -c '
-            code=0
-            said=$(cargo test --no-fail-fast "$1" -- --skip every_mutation_of_a_kernel_is_noticed 2>&1) || code=1
-            printf "\n== %s, %d s ==\n%s\n" "$1" $SECONDS "$said"
-            exit $code' _ {}
-}
-export -f gpu_tests
+# That every fault of a kernel is noticed has been seen by then; compiling them all takes minutes.
+spared='gpu_tests --skip every_mutation_of_a_kernel_is_noticed'
 
 if grep -qi llvmpipe <<<"$found"; then
     for width in 128 512; do
         pass "Mesa software adapter, subgroups of $((width / 32))" \
             env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=llvmpipe LP_NATIVE_VECTOR_WIDTH=$width MESA_SHADER_CACHE_DIR="$work/mesa-$width" \
-            bash -c gpu_tests
+            bash -c "$spared"
     done
 else
     skip 'Mesa software adapter, subgroups of 4 and 16' 'the driver is not installed'
@@ -139,7 +156,7 @@ swiftshader() {
 if swiftshader >"$work/swiftshader.log" 2>&1; then
     # The loader took its drivers from the first variable until 1.3.207, and takes them from the second since.
     pass 'SwiftShader' env SHADERNET_TEST_THIN=8 SHADERNET_TEST_ADAPTER=swiftshader VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
-        bash -c gpu_tests
+        bash -c "$spared"
 else
     skip 'SwiftShader' "no chromium-common package to take it from (see $work/swiftshader.log)"
 fi
