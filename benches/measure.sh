@@ -10,7 +10,7 @@
 #   bench-mixed.json      … in mixed precision
 #   training.json, .png   a whole training in f32
 #   race.json             benches/race.sh against the peers, if their folder is given
-# A step that fails or takes longer than its share is noted, and the next one begins.
+# A step that fails, or where there is a `timeout` takes longer than its share, is noted, and the next one begins. Exit code 1 if one did.
 #
 # Environment: SHADERNET (our program; default: built here).
 set -uo pipefail
@@ -56,6 +56,10 @@ report=$out/report.txt
 git -C "$root" log -1 --format='commit %H, %cd' >"$report" 2>/dev/null || echo 'no commit is known' >"$report"
 date -u '+measured %Y-%m-%d %H:%M UTC' >>"$report"
 
+failed=0
+limit_to() { timeout "$@"; }
+command -v timeout >/dev/null || limit_to() { "${@:2}"; } # macOS has none
+
 # Runs a step: `step SECONDS FILE command…`. What it prints goes to the file, or to the report if that is `-`.
 step() {
     local seconds=$1 file=$2 start=$SECONDS code=0
@@ -63,12 +67,15 @@ step() {
     printf '%s\n' "$*" >&2
     printf '\n== %s ==\n' "$*" >>"$report"
     if [ "$file" = - ]; then
-        timeout "$seconds" "$@" >>"$report" 2>&1 || code=$?
+        limit_to "$seconds" "$@" >>"$report" 2>&1 || code=$?
     else
-        timeout "$seconds" "$@" >"$out/$file" 2>>"$report" || code=$?
+        limit_to "$seconds" "$@" >"$out/$file" 2>>"$report" || code=$?
     fi
     printf '   exit code %d, %d s\n' $code $((SECONDS - start)) >>"$report"
-    [ $code = 0 ] || printf '   failed: exit code %d\n' $code >&2
+    [ $code = 0 ] && return
+    printf '   failed: exit code %d\n' $code >&2
+    failed=1
+    [ "$file" = - ] || rm -f "$out/$file" # half of a result is none
 }
 
 on=(--device "$device")
@@ -88,3 +95,4 @@ step 60 - "$SHADERNET" selftest "${on[@]}"
 step 60 - "$SHADERNET" selftest "${on[@]}" --precision mixed
 [ -z "$peers" ] || step 600 - "$root/benches/race.sh" "$peers" --data "$data" "${on[@]}" --rounds "$rounds" --epochs 3 \
     --limit-train "$limit" --out "$out/race.json"
+exit $failed

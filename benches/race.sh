@@ -9,8 +9,8 @@
 #   keras_seed.py   Keras on TensorFlow; it always takes all images, and its time of training includes validation
 #   burn/           a Rust program: target/release/burn_cifar, or its packed form burn_cifar-*.xz, also beside this folder
 # Candle is raced on the CPU when benches/candle is built: (cd benches/candle && cargo build --release)
-# `--precision mixed` is for ours alone. What is not installed is named and left out, and so is what fails. A ratio is ours to the peer's, above 1 where ours is
-# better, of two runs one after the other; its spread is that over the rounds.
+# `--precision mixed` is for ours alone. What is not installed is named and left out, and so is what fails. A ratio is ours to the
+# peer's, above 1 where ours is better, of two runs one after the other; its spread is that over the rounds.
 #
 # Environment: PYTHON (default python3), SHADERNET (our program; default: built here), THREADS (default: all cores).
 set -euo pipefail

@@ -349,7 +349,7 @@ fn checked() -> Option<Gpu> {
     gpu(Checks::On)
 }
 
-/// The same by as many threads as there are processors, each with a device of its own: software adapters compile on one thread of a device.
+/// [`survivors`] by as many threads as there are processors, each with a device of its own: software adapters compile on one thread of a device.
 fn survivors_side_by_side(targets: &[Target], open: impl Fn() -> Gpu + Sync) -> (usize, Vec<String>) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run = |thread| {

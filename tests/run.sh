@@ -155,7 +155,7 @@ swiftshader() {
 
 if swiftshader >"$work/swiftshader.log" 2>&1; then
     # The loader took its drivers from the first variable until 1.3.207, and takes them from the second since.
-    pass 'SwiftShader' env SHADERNET_TEST_THIN=8 SHADERNET_TEST_ADAPTER=swiftshader VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
+    pass 'SwiftShader' env SHADERNET_TEST_THIN=4 SHADERNET_TEST_ADAPTER=swiftshader VK_ICD_FILENAMES="$icd" VK_DRIVER_FILES="$icd" \
         bash -c "$spared"
 else
     skip 'SwiftShader' "no chromium-common package to take it from (see $work/swiftshader.log)"

@@ -10,7 +10,7 @@ use shadernet::error::{Error, Result};
 use shadernet::exec::Executor;
 use shadernet::exec::cpu::CpuExecutor;
 use shadernet::exec::gpu::{Checks, GpuExecutor};
-use shadernet::exec::selftest::{MAX_ELEMENTS, Verdict, compare, selftest};
+use shadernet::exec::selftest::{MAX_ELEMENTS, Verdict, compare, is_moderate, selftest};
 use shadernet::graph::{Graph, Init, TensorId};
 use shadernet::ops::activation::Function;
 use shadernet::ops::window::{Padding, Window};
@@ -242,6 +242,23 @@ fn a_step_too_large_to_judge_is_refused_with_its_size() {
     let error = selftest(&mut make, &[&plan], 1).unwrap_err();
     assert!(matches!(&error, Error::Invalid { found, .. } if *found == (2 * MAX_ELEMENTS).to_string()), "{error}");
     assert!(selftest(&mut make, &[&plan], 0).is_err());
+    assert!(!is_moderate(&[&plan], 1));
+}
+
+#[test]
+fn a_self_test_is_moderate_while_references_take_seconds() {
+    let plan = |width| {
+        let mut graph = Graph::new();
+        let x = graph.input("x", TensorType::f32(Shape::batched(&[width])));
+        let w = graph.input("w", TensorType::f32(Shape::fixed(&[width, width])));
+        let y = graph.matmul(x, w).unwrap();
+        Plan::new(&graph, &[y], 1).unwrap()
+    };
+    // 2 · 3,000² operations an image: 1.2 billion of 67, 2.1 of 117.
+    let [small, large] = [plan(100), plan(3000)];
+    assert!(is_moderate(&[&small, &large], 67));
+    assert!(!is_moderate(&[&small, &large], 117));
+    assert!(is_moderate(&[&small], 117));
 }
 
 #[test]

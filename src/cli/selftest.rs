@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use shadernet::exec::gpu::Checks;
-use shadernet::exec::selftest::{Verdict, selftest};
+use shadernet::exec::selftest::{Verdict, is_moderate, selftest};
 use shadernet::predict::Predictor;
 use shadernet::train::{TrainConfig, training_plans};
 
@@ -30,9 +30,9 @@ pub(super) struct Arguments {
     checked: bool,
     #[command(flatten)]
     numbers: Numbers,
-    /// Images each step runs on; some kernels do otherwise with a whole tile of 64 than with fewer.
-    #[arg(long, value_name = "N", default_value_t = 67, value_parser = batch_size, allow_negative_numbers = true)]
-    batch_size: usize,
+    /// Images each step runs on [default: 67, a whole tile of the largest kernels and a few more; 5 if that were too much for a reference].
+    #[arg(long, value_name = "N", value_parser = batch_size, allow_negative_numbers = true)]
+    batch_size: Option<usize>,
     /// Answer with one JSON document: device, checked, passed, verdicts (kernel, step, shapes, worst, problem).
     #[arg(long)]
     json: bool,
@@ -42,6 +42,9 @@ pub(super) struct Arguments {
 /// judged. And what one buffer holds in the second pair of plans: there it is cut in two and in three.
 const IMAGES: [usize; 2] = [128, 256];
 const IMAGES_A_BUFFER: u64 = 96;
+
+/// Images a step runs on if nobody says: kernels do otherwise with a whole tile of 64 images than with fewer. And where that is too much.
+const BATCHES: [usize; 2] = [67, 5];
 
 /// Runs the command.
 pub(super) fn run(arguments: &Arguments) -> Result {
@@ -60,7 +63,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let plans: Vec<_> = whole.iter().chain(&cut).chain([&inference]).collect();
 
     let choices = chosen.choices(plans.iter().copied())?;
-    let verdicts = selftest(&mut || chosen.with(&choices), &plans, arguments.batch_size)?;
+    let batch = arguments.batch_size.unwrap_or(if is_moderate(&plans, BATCHES[0]) { BATCHES[0] } else { BATCHES[1] });
+    let verdicts = selftest(&mut || chosen.with(&choices), &plans, batch)?;
     let failed = verdicts.iter().filter(|verdict| verdict.problem.is_some()).count();
     if arguments.json {
         let (checked, passed) = (arguments.checked, failed == 0);

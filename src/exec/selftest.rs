@@ -20,6 +20,9 @@ use crate::shape::{DType, TensorType};
 /// The most elements that one step's operands and result may have together: 512 MiB as the reference holds them.
 pub const MAX_ELEMENTS: usize = 1 << 26;
 
+/// See [`is_moderate`].
+const MODERATE_FLOPS: u64 = 2_000_000_000;
+
 /// What one rounded f32 operation may be off, with a little room: a sum of `terms` is held to it times the root of `terms`.
 pub const TOLERANCE: f64 = 1e-6;
 
@@ -72,6 +75,17 @@ pub fn selftest(make: &mut dyn FnMut() -> Result<Box<dyn Executor>>, plans: &[&P
     Ok(verdicts)
 }
 
+/// Whether a self-test of these plans at `batch` images is moderate: no step has more than [`MAX_ELEMENTS`], nor more operations than its
+/// plain reference does in some seconds.
+pub fn is_moderate(plans: &[&Plan], batch: usize) -> bool {
+    plans.iter().flat_map(|plan| plan.steps()).all(|step| elements(step, batch) <= MAX_ELEMENTS && step.flops(batch) <= MODERATE_FLOPS)
+}
+
+/// Of all operands and results of a step.
+fn elements(step: &Step, batch: usize) -> usize {
+    step.input_types().into_iter().chain(step.outputs().map(|output| output.ty)).map(|ty| ty.shape.len(batch)).sum()
+}
+
 pub(super) fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Result<Verdict> {
     let types = step.input_types();
     let operands: Vec<String> = types.iter().map(TensorType::to_string).collect();
@@ -80,7 +94,7 @@ pub(super) fn judge(exec: &mut dyn Executor, step: &Step, batch: usize) -> Resul
     let shapes = format!("{} -> {result}", operands.join(" · "));
     let kernel = exec.pick(step).name.to_owned();
 
-    let elements: usize = types.iter().copied().chain(step.outputs().map(|output| output.ty)).map(|ty| ty.shape.len(batch)).sum();
+    let elements = elements(step, batch);
     if elements > MAX_ELEMENTS {
         let expected = format!("at most {MAX_ELEMENTS}: test a plan built over a smaller data set, or a smaller batch");
         return Err(Error::invalid(format!("elements of {} in the self-test, {shapes}", step.title()), elements, expected));
