@@ -111,7 +111,11 @@ impl Graph {
 
     /// Applies an operator. For an operator that updates, the result is an effect: a root for a plan, not an operand.
     pub fn apply(&mut self, op: impl Into<Op>, inputs: &[TensorId]) -> Result<TensorId> {
-        let op = op.into();
+        self.apply_op(op.into(), inputs)
+    }
+
+    /// As [`apply`](Self::apply), compiled once for all operators.
+    fn apply_op(&mut self, op: Op, inputs: &[TensorId]) -> Result<TensorId> {
         let rules = op.rules();
         if inputs.len() != rules.arity() {
             return Err(Error::invalid(format!("operands of {}", rules.name()), inputs.len(), rules.arity()));

@@ -89,8 +89,12 @@ pub(super) fn append(path: &Path, mut reader: impl Read, size: u64, dataset: &mu
             return Err(data(path, offset, format!("label {label}"), "a label from 0 to 9"));
         }
         dataset.labels.push(label);
-        let planes = &record[1..];
-        dataset.images.extend((0..PLANE).flat_map(|p| [planes[p], planes[PLANE + p], planes[2 * PLANE + p]]));
+        let (planes, _) = record[1..].as_chunks::<PLANE>();
+        let from = dataset.images.len();
+        dataset.images.resize(from + RECORD - 1, 0);
+        for (p, pixel) in dataset.images[from..].as_chunks_mut().0.iter_mut().enumerate() {
+            *pixel = [planes[0][p], planes[1][p], planes[2][p]];
+        }
     }
     Ok(())
 }

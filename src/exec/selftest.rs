@@ -162,9 +162,9 @@ pub fn sample(ty: TensorType, (low, high): (f64, f64), batch: usize, seed: u64) 
 /// Values as the bytes of a tensor with this element type, ready for [`Executor::write`].
 pub fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
     match dtype {
-        DType::F32 => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|&v| half::f16::from_f64(v).to_le_bytes()).collect(),
-        DType::U32 => values.iter().flat_map(|&v| (v as u32).to_le_bytes()).collect(),
+        DType::F32 => values.iter().map(|&v| (v as f32).to_le_bytes()).collect::<Vec<_>>().into_flattened(),
+        DType::F16 => values.iter().map(|&v| half::f16::from_f64(v).to_le_bytes()).collect::<Vec<_>>().into_flattened(),
+        DType::U32 => values.iter().map(|&v| (v as u32).to_le_bytes()).collect::<Vec<_>>().into_flattened(),
         DType::U8 => values.iter().map(|&v| v as u8).collect(),
     }
 }

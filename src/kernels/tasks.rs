@@ -16,12 +16,8 @@ fn alone<T>(data: &[T], len: usize) -> bool {
 }
 
 /// Calls `task(number, chunk)` for each chunk of `len` elements.
-pub(crate) fn share<T: Send>(data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync + Send) {
-    if alone(data, len) {
-        data.chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
-    } else {
-        data.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
-    }
+pub(crate) fn share<T: Send>(data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+    each(data, len, &task);
 }
 
 /// [`share`], of two slices in step: `lens` are the chunks of each.
@@ -29,8 +25,24 @@ pub(crate) fn share_both<T: Send, U: Send>(
     first: &mut [T],
     second: &mut [U],
     lens: [usize; 2],
-    task: impl Fn(usize, &mut [T], &mut [U]) + Sync + Send,
+    task: impl Fn(usize, &mut [T], &mut [U]) + Sync,
 ) {
+    each_of_both(first, second, lens, &task);
+}
+
+// What follows is compiled once for all tasks of a type: an indirect call is nothing beside a task, and rayon's code is large.
+
+fn each<T: Send>(data: &mut [T], len: usize, task: &(dyn Fn(usize, &mut [T]) + Sync)) {
+    if alone(data, len) {
+        data.chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
+    } else {
+        data.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
+    }
+}
+
+type OfBoth<'a, T, U> = &'a (dyn Fn(usize, &mut [T], &mut [U]) + Sync);
+
+fn each_of_both<T: Send, U: Send>(first: &mut [T], second: &mut [U], lens: [usize; 2], task: OfBoth<'_, T, U>) {
     let each = |(i, (a, b)): (usize, (&mut [T], &mut [U]))| task(i, a, b);
     if alone(first, lens[0]) {
         first.chunks_mut(lens[0]).zip(second.chunks_mut(lens[1])).enumerate().for_each(each);

@@ -2,7 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::terms::{Piece, Terms, add, cover, with_shape};
+use super::terms::{Piece, Terms, add, cover, each_sum, with_shape};
 use super::{Dy, Layout, SCRATCH, Scratch, grown, passed};
 use crate::kernels::{arch, tasks::share};
 use crate::ops::conv2d::{Block, PLACES};
@@ -163,18 +163,24 @@ fn add_piece<S: Simd, const R: usize, const N: usize>(
         rows[r] = ((piece.run + r) * vectors + piece.vector) * lanes;
     }
     let sums = add::<S, R, N>(simd, terms, w, rows, [[simd.splat_f32s(0.0); N]; R]);
-    for r in 0..R {
-        let row = &mut dx[layout.run_at(piece.run + r) + piece.vector * lanes..];
-        let len = (layout.run - piece.vector * lanes).min(N * lanes);
-        let row = &mut row[..len];
-        let (whole, tail) = S::as_mut_simd_f32s(row);
-        for (n, sum) in sums[r].iter().enumerate() {
-            if let Some(whole) = whole.get_mut(n) {
-                *whole = simd.add_f32s(*whole, *sum);
-            } else {
-                let before = simd.partial_load_f32s(tail);
-                simd.partial_store_f32s(tail, simd.add_f32s(before, *sum));
-            }
+    let len = (layout.run - piece.vector * lanes).min(N * lanes);
+    macro_rules! add_to {
+        ($r:literal, $n:literal) => {
+            let at = layout.run_at(piece.run + $r) + piece.vector * lanes;
+            add_vector(simd, sums[$r][$n], &mut dx[at + ($n * lanes).min(len)..at + (($n + 1) * lanes).min(len)]);
+        };
+    }
+    each_sum!(R, N, add_to);
+}
+
+/// Adds a vector to as many elements as there are.
+#[inline(always)]
+fn add_vector<S: Simd>(simd: S, value: S::f32s, to: &mut [f32]) {
+    match S::as_mut_simd_f32s(to) {
+        ([whole], _) => *whole = simd.add_f32s(*whole, value),
+        (_, part) => {
+            let before = simd.partial_load_f32s(part);
+            simd.partial_store_f32s(part, simd.add_f32s(before, value));
         }
     }
 }

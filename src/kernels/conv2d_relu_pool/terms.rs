@@ -14,6 +14,20 @@ pub(super) struct Terms<'a> {
 /// Sums of a piece: vectors of some rows.
 type Sums<S, const R: usize, const N: usize> = [[<S as Simd>::f32s; N]; R];
 
+/// Does something for each of a piece's `R` × `N` sums: `each_sum!(R, N, do)` is `do!(r, n)` for each. Indices are literals, since sums that
+/// a loop indexes are kept in memory.
+macro_rules! each_sum {
+    ($rows:ident, $vectors:ident, $do:ident) => {
+        each_sum!(@ $rows, $vectors, $do: 0: 0 1 2 3 4 5; 1: 0 1 2 3 4 5; 2: 0 1 2 3 4 5;)
+    };
+    (@ $rows:ident, $vectors:ident, $do:ident: $($r:literal: $($n:literal)*;)*) => { $($(
+        if $r < $rows && $n < $vectors {
+            $do!($r, $n);
+        }
+    )*)* };
+}
+pub(super) use each_sum;
+
 /// Adds to `sums[r][n]` the terms `by · source[at + rows[r] + n · lanes ..]`, in a fixed order.
 ///
 /// A vector may reach over the end of its row, into what follows it; of what is behind the end of `source` it sees zeros.
@@ -29,22 +43,26 @@ pub(super) fn add<S: Simd, const R: usize, const N: usize>(
     // once more, which take turns.
     let zeros = [[simd.splat_f32s(0.0); N]; R];
     let (mut even, mut odd) = (sums, zeros);
-    let (pairs, rest) = (terms.at.chunks_exact(2), terms.at.chunks_exact(2).remainder());
-    for (at, by) in pairs.zip(terms.by.chunks_exact(2)) {
-        even = add_one::<S, R, N>(simd, at[0] as usize, by[0], source, rows, even);
+    // Indexed, since a call within this loop, which an adapter of iterators may be, would put every sum to memory and back.
+    let ((at, last_at), (by, last_by)) = (terms.at.as_chunks::<2>(), terms.by.as_chunks::<2>());
+    for i in 0..at.len().min(by.len()) {
+        even = add_one::<S, R, N>(simd, at[i][0] as usize, by[i][0], source, rows, even);
         if R * N < 8 {
-            odd = add_one::<S, R, N>(simd, at[1] as usize, by[1], source, rows, odd);
+            odd = add_one::<S, R, N>(simd, at[i][1] as usize, by[i][1], source, rows, odd);
         } else {
-            even = add_one::<S, R, N>(simd, at[1] as usize, by[1], source, rows, even);
+            even = add_one::<S, R, N>(simd, at[i][1] as usize, by[i][1], source, rows, even);
         }
     }
-    if let ([at], Some(&by)) = (rest, terms.by.last()) {
-        even = add_one::<S, R, N>(simd, *at as usize, by, source, rows, even);
+    if let ([at], [by]) = (last_at, last_by) {
+        even = add_one::<S, R, N>(simd, *at as usize, *by, source, rows, even);
     }
     if R * N < 8 {
-        for (even, odd) in even.as_flattened_mut().iter_mut().zip(odd.as_flattened()) {
-            *even = simd.add_f32s(*even, *odd);
+        macro_rules! total {
+            ($r:literal, $n:literal) => {
+                even[$r][$n] = simd.add_f32s(even[$r][$n], odd[$r][$n])
+            };
         }
+        each_sum!(R, N, total);
     }
     even
 }
@@ -64,34 +82,25 @@ fn add_one<S: Simd, const R: usize, const N: usize>(
     for row in rows {
         inside &= at + row + N * S::F32_LANES <= source.len();
     }
-    // Indices are literals, since sums that a loop indexes are kept in memory.
-    macro_rules! each {
-        ($value:ident: $($r:literal: $($n:literal)*;)*) => { $($(
-            if $r < R && $n < N {
-                sums[$r][$n] = simd.mul_add_f32s(by, $value!($r, $n), sums[$r][$n]);
-            }
-        )*)* };
-        ($value:ident) => { each!($value: 0: 0 1 2 3 4 5; 1: 0 1 2 3 4 5; 2: 0 1 2 3 4 5;) };
-    }
     if inside {
         macro_rules! whole {
             ($r:literal, $n:literal) => {{
                 // SAFETY: `inside` says so of every row.
                 #[allow(unsafe_code, reason = "checked for the whole row")]
-                unsafe {
-                    source.as_ptr().add(at + rows[$r]).cast::<S::f32s>().add($n).read_unaligned()
-                }
+                let value = unsafe { source.as_ptr().add(at + rows[$r]).cast::<S::f32s>().add($n).read_unaligned() };
+                sums[$r][$n] = simd.mul_add_f32s(by, value, sums[$r][$n]);
             }};
         }
-        each!(whole);
+        each_sum!(R, N, whole);
     } else {
         macro_rules! part {
             ($r:literal, $n:literal) => {{
                 let from = (at + rows[$r] + $n * S::F32_LANES).min(source.len());
-                simd.partial_load_f32s(&source[from..(from + S::F32_LANES).min(source.len())])
+                let value = simd.partial_load_f32s(&source[from..(from + S::F32_LANES).min(source.len())]);
+                sums[$r][$n] = simd.mul_add_f32s(by, value, sums[$r][$n]);
             }};
         }
-        each!(part);
+        each_sum!(R, N, part);
     }
     sums
 }

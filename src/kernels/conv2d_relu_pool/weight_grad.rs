@@ -2,7 +2,7 @@
 
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
-use super::terms::{Piece, Terms, add, cover, with_shape};
+use super::terms::{Piece, Terms, add, cover, each_sum, with_shape};
 use super::{Dy, Layout, SCRATCH, Scratch, grown, passed};
 use crate::kernels::{
     arch,
@@ -192,16 +192,16 @@ fn collect<'a>(
     for p in 0..PLACES {
         places[p] = layout.places[p] as u32;
     }
-    let rows = dy.dy.chunks_exact(outputs).zip(dy.place.chunks_exact(outputs));
     assert!(filter < outputs && windows.len() <= at.len() && windows.len() <= by.len(), "room for every window's term");
+    assert!(windows.len() * outputs <= dy.dy.len().min(dy.place.len()), "a row for every window");
     let mut len = 0;
-    for (window, (dy, place)) in windows.iter().zip(rows) {
-        // SAFETY: a row has `outputs` elements, and `len` grows by one a window at most: see the assertion.
+    for (i, window) in windows.iter().enumerate() {
+        // SAFETY: a row has `outputs` elements, and `len` grows by one a window at most: see the assertions.
         #[allow(unsafe_code, reason = "checks on each element would take as long as the rest")]
         unsafe {
-            let place = *place.get_unchecked(filter);
+            let place = *dy.place.get_unchecked(i * outputs + filter);
             *at.get_unchecked_mut(len) = window + places[usize::from(place & 3)];
-            *by.get_unchecked_mut(len) = *dy.get_unchecked(filter);
+            *by.get_unchecked_mut(len) = *dy.dy.get_unchecked(i * outputs + filter);
             len += usize::from(passed(place));
         }
     }
@@ -211,10 +211,11 @@ fn collect<'a>(
 /// Adds the gradients of some windows to those of the bias of some filters.
 #[inline(always)]
 fn add_bias(dy: Dy<'_>, outputs: usize, first: usize, bias: &mut [f32]) {
-    let filters = first..first + bias.len();
-    for (dy, place) in dy.dy.chunks_exact(outputs).zip(dy.place.chunks_exact(outputs)) {
-        for ((bias, &dy), &place) in bias.iter_mut().zip(&dy[filters.clone()]).zip(&place[filters.clone()]) {
-            *bias += if passed(place) { dy } else { 0.0 };
+    let len = bias.len();
+    for row in (0..dy.dy.len()).step_by(outputs) {
+        let (dy, place) = (&dy.dy[row + first..][..len], &dy.place[row + first..][..len]);
+        for i in 0..len {
+            bias[i] += if passed(place[i]) { dy[i] } else { 0.0 };
         }
     }
 }
@@ -235,10 +236,18 @@ fn add_piece<S: Simd, const R: usize, const N: usize>(
     for r in 0..R {
         rows[r] = layout.run_at(piece.run + r) + piece.vector * S::F32_LANES;
         at[r] = (piece.run + r) * vectors + piece.vector;
-        totals[r].copy_from_slice(&sums[at[r]..at[r] + N]);
     }
-    let totals = add::<S, R, N>(simd, terms, x, rows, totals);
-    for r in 0..R {
-        sums[at[r]..at[r] + N].copy_from_slice(&totals[r]);
+    macro_rules! load {
+        ($r:literal, $n:literal) => {
+            totals[$r][$n] = sums[at[$r] + $n]
+        };
     }
+    each_sum!(R, N, load);
+    totals = add::<S, R, N>(simd, terms, x, rows, totals);
+    macro_rules! store {
+        ($r:literal, $n:literal) => {
+            sums[at[$r] + $n] = totals[$r][$n]
+        };
+    }
+    each_sum!(R, N, store);
 }
